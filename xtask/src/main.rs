@@ -1,0 +1,2 @@
+//! Every chore of the project is `cargo xtask <verb>`.
+fn main() {}
