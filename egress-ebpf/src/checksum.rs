@@ -1,0 +1,135 @@
+//! How an Internet checksum follows a change of the bytes it covers (RFC 1624).
+//!
+//! A one's complement sum has no byte order: summing the words as they lie in memory and storing the result as it lies
+//! in memory gives the right bytes on any machine (RFC 1071 section 2). So nothing here swaps bytes.
+//!
+//! The kernel programs never write a checksum field themselves. They hand a [`Delta`] to the kernel's own
+//! `bpf_l3_csum_replace` and `bpf_l4_csum_replace`, which know whether the field holds a whole checksum or, for a
+//! packet whose checksum the device still has to fill in, only the pseudo-header's part.
+
+use crate::addr::{Addr, Port};
+
+/// New bytes minus old bytes, as the kernel's `__wsum`: a 32-bit one's complement sum, not folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Delta(u32);
+
+impl Delta {
+    /// Nothing changed.
+    pub const ZERO: Self = Self(0);
+
+    /// One 32-bit word, as it lies in memory, replaced by another.
+    #[inline(always)]
+    pub const fn word(self, old: u32, new: u32) -> Self {
+        self.add(new).add(!old)
+    }
+
+    /// An address replaced by another of the same family.
+    #[inline(always)]
+    pub const fn addr(self, old: &Addr, new: &Addr) -> Self {
+        if old.is_v4() {
+            return self.word(old.v4_word(), new.v4_word());
+        }
+        let (old, new) = (old.words(), new.words());
+        self.word(old[0], new[0]).word(old[1], new[1]).word(old[2], new[2]).word(old[3], new[3])
+    }
+
+    /// A port replaced by another.
+    #[inline(always)]
+    pub const fn port(self, old: Port, new: Port) -> Self {
+        self.word(old.wire() as u32, new.wire() as u32)
+    }
+
+    /// The bytes that a checksum field itself held before and holds now, where an outer checksum covers it.
+    #[inline(always)]
+    pub const fn field(self, old: u16, new: u16) -> Self {
+        self.word(old as u32, new as u32)
+    }
+
+    /// The sum, for the kernel's `to` argument.
+    #[inline(always)]
+    pub const fn wsum(self) -> u32 {
+        self.0
+    }
+
+    /// What a whole checksum field that held `check` has to hold now (RFC 1624 equation 3).
+    #[inline(always)]
+    pub const fn apply(self, check: u16) -> u16 {
+        !fold(Self(!check as u32).add(self.0).0)
+    }
+
+    #[inline(always)]
+    const fn add(self, word: u32) -> Self {
+        let (sum, carry) = self.0.overflowing_add(word);
+        Self(sum + carry as u32)
+    }
+}
+
+/// A 32-bit one's complement sum as 16 bits.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "after two folds the upper half is zero")]
+const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The checksum computed from scratch, big-endian words, as RFC 1071 writes it.
+    fn whole(bytes: &[u8]) -> u16 {
+        let mut sum = 0_u64;
+        for pair in bytes.chunks(2) {
+            sum += u64::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !u16::try_from(sum).unwrap()
+    }
+
+    /// Both zeros mean the same sum; only UDP tells them apart, and there the kernel does.
+    fn same(a: u16, b: u16) -> bool {
+        a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0)
+    }
+
+    proptest! {
+        #[test]
+        fn following_a_change_equals_summing_anew(
+            mut bytes in proptest::collection::vec(any::<u8>(), 8..200),
+            new in any::<[u8; 4]>(),
+            at in any::<proptest::sample::Index>(),
+        ) {
+            let at = at.index(bytes.len() / 4) * 4;
+            prop_assume!(at + 4 <= bytes.len());
+            let before = whole(&bytes);
+            let old: [u8; 4] = bytes[at..at + 4].try_into().unwrap();
+            bytes[at..at + 4].copy_from_slice(&new);
+            let delta = Delta::ZERO.word(u32::from_ne_bytes(old), u32::from_ne_bytes(new));
+            let after = u16::from_be(delta.apply(before.to_be()));
+            prop_assert!(same(after, whole(&bytes)), "{after:#x} {:#x}", whole(&bytes));
+        }
+
+        #[test]
+        fn undoing_a_change_undoes_its_delta(old in any::<[u32; 4]>(), new in any::<[u32; 4]>(), check in any::<u16>()) {
+            let (old, new) = (Addr::from_v6_words(old), Addr::from_v6_words(new));
+            let there = Delta::ZERO.addr(&old, &new);
+            let back = there.addr(&new, &old);
+            prop_assert!(same(back.apply(check), check));
+        }
+
+        #[test]
+        fn ports_count_as_sixteen_bits(old in any::<u16>(), new in any::<u16>(), tail in any::<u16>()) {
+            let bytes = |port: u16| [port.to_be_bytes(), tail.to_be_bytes()].concat();
+            let delta = Delta::ZERO.port(Port::new(old), Port::new(new));
+            let before: Vec<u8> = bytes(old);
+            prop_assert!(same(u16::from_be(delta.apply(whole(&before).to_be())), whole(&bytes(new))));
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The contract: every map that user space and the kernel share, its keys and its values.
+//!
+//! All types are `repr(C)` with explicit padding and derive `bytemuck::Pod`, which refuses padding; sizes are asserted.
+//! Changing any of them means a new [`LAYOUT`].
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::{Addr, Port};
+use crate::timeout::CLASSES;
+
+/// Version of everything in this module; part of the path under which the maps are pinned.
+pub const LAYOUT: u32 = 1;
+
+/// Names of the maps, as in the object and under the pin directory.
+pub mod map {
+    /// `Array<u32>`, one element: the [`Config`](super::Config) and the rules in force are those of this generation, 0 or 1.
+    pub const ACTIVE: &str = "ACTIVE";
+    /// `Array<Config>`, one for each generation.
+    pub const CONFIG: &str = "CONFIG";
+    /// `Hash<AddressKey, u32>`: the router's own addresses, and their index in `SOURCES`.
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// `Array<Addr>`: by interface and index, what a [`Mark`](super::Mark) names.
+    pub const SOURCES: &str = "SOURCES";
+    /// `Hash<RuleKey, RuleValue>`.
+    pub const RULES: &str = "RULES";
+    /// `Hash<FlowKey, Flow>`, two entries a flow.
+    pub const FLOWS: &str = "FLOWS";
+    /// `LruHash<FragmentKey, FragmentPorts>`.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// `PerCpuArray<Counter>`, indexed by [`verdict_index`](crate::verdict::verdict_index) and
+    /// [`drop_index`](crate::verdict::drop_index).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `PerCpuArray<u64>`: port searches by the number of ports tried, as powers of two.
+    pub const PORT_TRIES: &str = "PORT_TRIES";
+
+    /// All of them.
+    pub const ALL: [&str; 9] = [ACTIVE, CONFIG, ADDRESSES, SOURCES, RULES, FLOWS, FRAGMENTS, COUNTERS, PORT_TRIES];
+}
+
+/// Entries of `RULES`: two generations of 65,535 ports for two families, with room for several protocols.
+pub const MAX_RULES: u32 = 1 << 19;
+/// Entries of `ADDRESSES`.
+pub const MAX_ADDRESSES: u32 = 2048;
+/// Addresses of one interface that a [`Mark`] can name.
+pub const SOURCES_PER_SIDE: u32 = 256;
+/// Entries of `FRAGMENTS`.
+pub const MAX_FRAGMENTS: u32 = 8192;
+/// Buckets of `PORT_TRIES`: the first try, then up to 2, 4, 8 ... 128 and more.
+pub const PORT_TRIES_BUCKETS: u32 = 10;
+
+/// One of the router's two interfaces.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where clients are.
+    Cluster = 0,
+    /// Where destinations are.
+    External = 1,
+}
+
+/// Settings of one generation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Config {
+    /// Interface index of the cluster interface; 0 while unconfigured.
+    pub cluster_ifindex: u32,
+    /// Interface index of the external interface.
+    pub external_ifindex: u32,
+    /// [`config_flag`] bits.
+    pub flags: u32,
+    /// First index in `SOURCES`, external side, of IPv4 and IPv6 addresses, and how many there are of each.
+    pub snat_v4: Slice,
+    /// See [`snat_v4`](Self::snat_v4).
+    pub snat_v6: Slice,
+    /// `--snat-ports`: first and last port, host order; 0 for none.
+    pub snat_port_first: u16,
+    /// See [`snat_port_first`](Self::snat_port_first).
+    pub snat_port_last: u16,
+    /// The router namespace's `ip_local_port_range`, host order.
+    pub local_port_first: u16,
+    /// See [`local_port_first`](Self::local_port_first).
+    pub local_port_last: u16,
+    /// Idle timeouts in seconds, by [`Class`](crate::timeout::Class).
+    pub timeouts_s: [u32; CLASSES],
+    /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
+    pub shortest_timeout_s: u32,
+}
+
+/// A run of indices.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slice {
+    /// The first.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// The kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace`.
+    pub const CSUM_IPV6: u32 = 1;
+    /// Established flows are sent past the stack where nothing speaks against it.
+    pub const REDIRECT: u32 = 2;
+}
+
+/// Key of `ADDRESSES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct AddressKey {
+    /// The address.
+    pub addr: Addr,
+    /// [`Side`].
+    pub side: u8,
+    /// Generation, 0 or 1.
+    pub generation: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Key of `RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleKey {
+    /// Generation, 0 or 1.
+    pub generation: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// IP protocol; 0 for the fallback.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Port that clients connect to; 0 for the fallback.
+    pub port: Port,
+    /// Zero.
+    pub pad2: u16,
+}
+
+/// Value of `RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleValue {
+    /// Where to.
+    pub destination: Addr,
+    /// Which port there; 0 keeps the port.
+    pub target_port: Port,
+    /// [`Action`].
+    pub action: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Position in the specification, or [`RULE_FALLBACK`].
+    pub rule: u32,
+}
+
+/// [`RuleValue::rule`] and [`Flow::rule`] of the fallback.
+pub const RULE_FALLBACK: u32 = u32::MAX;
+
+/// What a rule does.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Translate and send on.
+    Translate = 0,
+    /// Leave the packet to the pod itself (`--local-port`).
+    Local = 1,
+}
+
+/// Direction of a flow entry: which interface its packets arrive on.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From a client, on the cluster interface.
+    Request = 0,
+    /// From a destination, on the external interface.
+    Reply = 1,
+}
+
+/// Key of `FLOWS`: a packet as it arrives, and where.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowKey {
+    /// Source address of the packet.
+    pub src: Addr,
+    /// Destination address of the packet.
+    pub dst: Addr,
+    /// Source port; of an echo request its identifier; 0 where there is none.
+    pub src_port: Port,
+    /// Destination port; of an echo reply its identifier; 0 where there is none.
+    pub dst_port: Port,
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+impl FlowKey {
+    /// Whether packets of this entry come from clients.
+    #[inline(always)]
+    pub const fn is_request(&self) -> bool {
+        self.direction == Direction::Request as u8
+    }
+
+    /// Key of the other entry of the flow whose entry under this key is `flow`: the tuple that the packet becomes, turned
+    /// round.
+    #[inline(always)]
+    pub const fn twin(&self, flow: &Flow) -> Self {
+        Self {
+            src: flow.to_dst,
+            dst: flow.to_src,
+            src_port: flow.to_dst_port,
+            dst_port: flow.to_src_port,
+            protocol: self.protocol,
+            direction: self.direction ^ 1,
+            pad: [0; 2],
+        }
+    }
+}
+
+/// Value of `FLOWS`: what the packet becomes, and what is known of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Flow {
+    /// New source address.
+    pub to_src: Addr,
+    /// New destination address.
+    pub to_dst: Addr,
+    /// New source port, or echo identifier.
+    pub to_src_port: Port,
+    /// New destination port, or echo identifier.
+    pub to_dst_port: Port,
+    /// [`Mark`] of the slow path: the new source, by index.
+    pub mark: u32,
+    /// When the flow began, monotonic clock.
+    pub created_ns: u64,
+    /// When this direction last sent a packet, to the second, monotonic clock.
+    pub last_seen_ns: u64,
+    /// Packets of this direction.
+    pub packets: u64,
+    /// Bytes of this direction, link headers included.
+    pub bytes: u64,
+    /// Index of the rule, or [`RULE_FALLBACK`].
+    pub rule: u32,
+    /// What this direction has sent, [`tcp::seen`](crate::tcp::seen) bits.
+    pub seen: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+impl Flow {
+    /// The other entry of this flow, whose own key is `key`: same flow, opposite translation.
+    #[inline(always)]
+    pub const fn reversed(&self, key: &FlowKey, mark: Mark) -> Self {
+        Self {
+            to_src: key.dst,
+            to_dst: key.src,
+            to_src_port: key.dst_port,
+            to_dst_port: key.src_port,
+            mark: mark.0,
+            created_ns: self.created_ns,
+            last_seen_ns: self.last_seen_ns,
+            packets: 0,
+            bytes: 0,
+            rule: self.rule,
+            seen: 0,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// Key of `FRAGMENTS`: all fragments of one datagram.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// IPv4 (16 bits) or IPv6 (32 bits) identification, network order.
+    pub id: u32,
+    /// IP protocol.
+    pub protocol: u8,
+    /// [`Side`] it arrived on.
+    pub side: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of `FRAGMENTS`: what only the first fragment says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentPorts {
+    /// As in [`FlowKey`].
+    pub src_port: Port,
+    /// As in [`FlowKey`].
+    pub dst_port: Port,
+    /// When the first fragment came, monotonic clock, in seconds.
+    pub seen_s: u32,
+}
+
+/// Value of `COUNTERS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, link headers included.
+    pub bytes: u64,
+}
+
+/// What the slow path leaves in `skb->mark` between ingress and egress: which source the packet still has to get.
+///
+/// Bits 31-24 say that it is ours and for which direction, 23-16 index an address in `SOURCES`, 15-0 are the port in host
+/// order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(pub u32);
+
+const MARK_REQUEST: u32 = 0xe6 << 24;
+const MARK_REPLY: u32 = 0xe7 << 24;
+const MARK_MAGIC: u32 = 0xff << 24;
+
+impl Mark {
+    /// A packet of `direction` is to get the source address of this index, and this port.
+    #[inline(always)]
+    pub const fn new(direction: Direction, index: u8, port: Port) -> Self {
+        let magic = match direction {
+            Direction::Request => MARK_REQUEST,
+            Direction::Reply => MARK_REPLY,
+        };
+        Self(magic | (index as u32) << 16 | port.get() as u32)
+    }
+
+    /// Which direction the packet is of; `None` if the mark is not ours.
+    #[inline(always)]
+    pub const fn direction(self) -> Option<Direction> {
+        match self.0 & MARK_MAGIC {
+            MARK_REQUEST => Some(Direction::Request),
+            MARK_REPLY => Some(Direction::Reply),
+            _ => None,
+        }
+    }
+
+    /// Index of the address in `SOURCES`: a request's source is on the external side, a reply's on the cluster side.
+    #[inline(always)]
+    pub const fn source_index(self) -> u32 {
+        let side = if self.0 & MARK_MAGIC == MARK_REQUEST { Side::External } else { Side::Cluster };
+        source_index(side, ((self.0 >> 16) & 0xff) as u8)
+    }
+
+    /// The port.
+    #[inline(always)]
+    pub const fn port(self) -> Port {
+        Port::new((self.0 & 0xffff) as u16)
+    }
+}
+
+/// Index in `SOURCES` of an interface's address.
+#[inline(always)]
+pub const fn source_index(side: Side, index: u8) -> u32 {
+    side as u32 * SOURCES_PER_SIDE + index as u32
+}
+
+const _: () = assert!(size_of::<Config>() == 96);
+const _: () = assert!(size_of::<AddressKey>() == 20);
+const _: () = assert!(size_of::<RuleKey>() == 8);
+const _: () = assert!(size_of::<RuleValue>() == 24);
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<Flow>() == 80);
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+const _: () = assert!(size_of::<FragmentPorts>() == 8);
+const _: () = assert!(size_of::<Counter>() == 16);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn a_mark_says_what_was_put_in() {
+        let mark = Mark::new(Direction::Request, 7, Port::new(40001));
+        assert_eq!(mark.direction(), Some(Direction::Request));
+        assert_eq!(mark.source_index(), source_index(Side::External, 7));
+        assert_eq!(mark.port().get(), 40001);
+        let mark = Mark::new(Direction::Reply, 255, Port::new(80));
+        assert_eq!(mark.direction(), Some(Direction::Reply));
+        assert_eq!(mark.source_index(), 255);
+        assert_eq!(Mark(0).direction(), None);
+        assert_eq!(Mark(0x1234_5678).direction(), None);
+    }
+
+    #[test]
+    fn the_twin_of_the_twin_is_the_entry_itself() {
+        let key = FlowKey {
+            src: addr("10.128.0.1"),
+            dst: addr("10.128.0.2"),
+            src_port: Port::new(40000),
+            dst_port: Port::new(80),
+            protocol: 6,
+            direction: Direction::Request as u8,
+            pad: [0; 2],
+        };
+        let flow = Flow {
+            to_src: addr("192.168.12.99"),
+            to_dst: addr("203.0.113.26"),
+            to_src_port: Port::new(40001),
+            to_dst_port: Port::new(8080),
+            ..Flow::zeroed()
+        };
+        let twin_key = key.twin(&flow);
+        assert_eq!(twin_key.src, addr("203.0.113.26"));
+        assert_eq!(twin_key.dst_port.get(), 40001);
+        assert!(!twin_key.is_request());
+        let twin = flow.reversed(&key, Mark(0));
+        assert_eq!(twin_key.twin(&twin), key);
+    }
+}

@@ -1,0 +1,180 @@
+//! IPv4 and IPv6 as one trait: programs choose once, and are written once.
+
+use egress_ebpf::addr::Addr;
+use egress_ebpf::timeout::protocol;
+use egress_ebpf::verdict::DropReason;
+
+use super::headers::{Fragment, Headers};
+use super::packet::{L3, Packet};
+
+mod sealed {
+    pub(crate) trait Sealed {}
+    impl Sealed for super::V4 {}
+    impl Sealed for super::V6 {}
+}
+
+/// An IP version.
+pub(crate) trait Family: sealed::Sealed {
+    /// 4 or 6, as in a rule's key.
+    const VERSION: u8;
+    /// For the few real differences.
+    const IS_V4: bool = Self::VERSION == 4;
+    /// Offset of the source address in the IP header.
+    const SOURCE: u32;
+    /// Offset of the destination address in the IP header.
+    const DESTINATION: u32;
+    /// Offset of the header checksum; IPv6 has none.
+    const CHECKSUM: u32;
+    /// The protocol number of its ICMP.
+    const ICMP: u8;
+    /// ICMP type of an echo request.
+    const ECHO_REQUEST: u8;
+    /// ICMP type of an echo reply.
+    const ECHO_REPLY: u8;
+
+    /// Reads the IP header at `offset`, and the extension headers behind it.
+    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason>;
+
+    /// Whether an ICMP message of this type reports an error and quotes the packet that caused it.
+    fn is_icmp_error(icmp_type: u8) -> bool;
+
+    /// Whether an ICMP message of this type keeps the link itself going (neighbour and multicast listener discovery), and
+    /// must never be translated.
+    fn is_link_control(icmp_type: u8) -> bool;
+}
+
+/// Internet Protocol version 4 (RFC 791).
+pub(crate) enum V4 {}
+
+/// Internet Protocol version 6 (RFC 8200).
+pub(crate) enum V6 {}
+
+impl Family for V4 {
+    const VERSION: u8 = 4;
+    const SOURCE: u32 = 12;
+    const DESTINATION: u32 = 16;
+    const CHECKSUM: u32 = 10;
+    const ICMP: u8 = protocol::ICMP;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+
+    #[inline(always)]
+    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
+        let words: [u32; 5] = packet.read(offset)?;
+        let [version_ihl, ..] = words[0].to_ne_bytes();
+        let ihl = u32::from(version_ihl & 0xf) * 4;
+        if version_ihl >> 4 != 4 || ihl < 20 {
+            return Err(DropReason::Malformed);
+        }
+        let [id_high, id_low, fragment_high, fragment_low] = words[1].to_ne_bytes();
+        let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
+        let [ttl, protocol, ..] = words[2].to_ne_bytes();
+        Ok(Headers {
+            src: Addr::from_v4_word(words[3]),
+            dst: Addr::from_v4_word(words[4]),
+            protocol,
+            ttl,
+            l4: offset + ihl,
+            fragment: Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0),
+            id: u32::from(u16::from_ne_bytes([id_high, id_low])),
+        })
+    }
+
+    /// RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_icmp_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn is_link_control(_icmp_type: u8) -> bool {
+        false
+    }
+}
+
+/// Most extension headers that are walked. Hop-by-hop options, destination options, routing, fragment, destination options
+/// again: RFC 8200 section 4.1 recommends no packet with more.
+const MAX_EXTENSIONS: u32 = 5;
+
+mod next_header {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const DESTINATION: u8 = 60;
+}
+
+impl Family for V6 {
+    const VERSION: u8 = 6;
+    const SOURCE: u32 = 8;
+    const DESTINATION: u32 = 24;
+    const CHECKSUM: u32 = 0;
+    const ICMP: u8 = protocol::ICMPV6;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+
+    #[inline(always)]
+    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
+        let words: [u32; 10] = packet.read(offset)?;
+        let [version, ..] = words[0].to_ne_bytes();
+        if version >> 4 != 6 {
+            return Err(DropReason::Malformed);
+        }
+        let [_, _, next, hop_limit] = words[1].to_ne_bytes();
+        let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
+        let mut headers = Headers {
+            src: Addr::from_v6_words([s0, s1, s2, s3]),
+            dst: Addr::from_v6_words([d0, d1, d2, d3]),
+            protocol: next,
+            ttl: hop_limit,
+            l4: offset + 40,
+            fragment: Fragment::Whole,
+            id: 0,
+        };
+        walk_extensions(packet, &mut headers)?;
+        Ok(headers)
+    }
+
+    /// RFC 4443 section 2.1: error messages have the high-order bit clear.
+    #[inline(always)]
+    fn is_icmp_error(icmp_type: u8) -> bool {
+        icmp_type < 128
+    }
+
+    /// Multicast listener discovery (130-132, 143), router and neighbour discovery and redirect (133-137).
+    #[inline(always)]
+    fn is_link_control(icmp_type: u8) -> bool {
+        matches!(icmp_type, 130..=137 | 143)
+    }
+}
+
+#[inline(always)]
+fn walk_extensions(packet: &Packet, headers: &mut Headers) -> Result<(), DropReason> {
+    for _ in 0..MAX_EXTENSIONS {
+        let is_extension = matches!(
+            headers.protocol,
+            next_header::HOP_BY_HOP | next_header::ROUTING | next_header::FRAGMENT | next_header::DESTINATION
+        );
+        if !is_extension {
+            return Ok(());
+        }
+        let [next, length, more_high, more_low, id0, id1, id2, id3]: [u8; 8] = packet.read(headers.l4)?;
+        let this = headers.protocol;
+        headers.protocol = next;
+        if this == next_header::FRAGMENT {
+            let field = u16::from_be_bytes([more_high, more_low]);
+            headers.fragment = Fragment::of(field >> 3, field & 1 != 0);
+            headers.id = u32::from_ne_bytes([id0, id1, id2, id3]);
+            headers.l4 += 8;
+            if matches!(headers.fragment, Fragment::Later) {
+                return Ok(());
+            }
+            continue;
+        }
+        // A source-routed packet has its real destination inside the header; translating the outer one is meaningless.
+        if this == next_header::ROUTING && more_low != 0 {
+            return Err(DropReason::ExtensionHeader);
+        }
+        headers.l4 += (u32::from(length) + 1) * 8;
+    }
+    Err(DropReason::ExtensionHeader)
+}

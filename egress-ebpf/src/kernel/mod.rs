@@ -1,0 +1,76 @@
+//! Everything that touches packets, maps and the kernel's helpers.
+
+pub(crate) mod egress;
+pub(crate) mod family;
+pub(crate) mod flow;
+pub(crate) mod headers;
+pub(crate) mod local;
+pub(crate) mod maps;
+pub(crate) mod packet;
+pub(crate) mod reply;
+pub(crate) mod request;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
+use egress_ebpf::contract::{Config, Counter};
+use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index};
+
+use packet::Packet;
+
+/// What a program decides.
+pub(crate) type Outcome = Result<Verdict, DropReason>;
+
+/// What every program needs beside its packet.
+pub(crate) struct Scene {
+    /// The generation in force.
+    pub(crate) generation: u8,
+    /// Its settings.
+    pub(crate) config: &'static Config,
+    /// Monotonic clock.
+    pub(crate) now_ns: u64,
+}
+
+/// Runs `program` and turns its outcome into an action, counted. A packet that the datapath passes goes on to the next
+/// program of the hook, if there is one.
+#[inline(always)]
+pub(crate) fn run(ctx: TcContext, hook: Hook, program: impl FnOnce(&mut Packet, &Scene) -> Outcome) -> i32 {
+    let len = u64::from(ctx.len());
+    let mut packet = Packet::new(ctx);
+    let outcome = match scene() {
+        Some(scene) => program(&mut packet, &scene),
+        None => Err(DropReason::Unconfigured),
+    };
+    match outcome {
+        Ok(verdict) => {
+            count(verdict_index(hook, verdict), len);
+            TC_ACT_UNSPEC
+        }
+        Err(reason) => {
+            count(drop_index(hook, reason), len);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn scene() -> Option<Scene> {
+    let generation = *maps::ACTIVE.get(0)? & 1;
+    let config = maps::CONFIG.get(generation)?;
+    if config.cluster_ifindex == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes nothing and reads the clock.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    Some(Scene { generation: u8::from(generation != 0), config, now_ns })
+}
+
+#[inline(always)]
+fn count(index: u32, len: u64) {
+    if let Some(counter) = maps::COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the element belongs to this CPU, and a program is not preempted by another on its CPU.
+        let counter: &mut Counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += len;
+    }
+}

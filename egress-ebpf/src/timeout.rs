@@ -1,0 +1,209 @@
+//! How long a flow may be idle before it counts as gone.
+//!
+//! The defaults are those of Linux's connection tracker (`nf_conntrack_proto_tcp.c`, `_udp.c`, `_sctp.c`, `_icmp.c`,
+//! `_generic.c`), so that what lives through kernel NAT lives here. An expired entry is absent from the moment it
+//! expires, whether anybody sweeps it or not.
+
+use crate::contract::Flow;
+use crate::tcp::{self, seen};
+
+/// IP protocol numbers that the datapath tells apart.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDP_LITE: u8 = 136;
+}
+
+/// What a flow is doing, as far as its timeout is concerned. Indexes [`Config::timeouts_s`](crate::contract::Config).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A SYN was sent.
+    TcpSynSent = 0,
+    /// It was answered by a SYN.
+    TcpSynRecv = 1,
+    /// Open.
+    TcpEstablished = 2,
+    /// The requesting side sends no more.
+    TcpFinWait = 3,
+    /// The replying side sends no more.
+    TcpCloseWait = 4,
+    /// Neither side sends more.
+    TcpTimeWait = 5,
+    /// Reset.
+    TcpClose = 6,
+    /// UDP that was not answered.
+    Udp = 7,
+    /// UDP with traffic both ways for more than two seconds.
+    UdpStream = 8,
+    /// An echo request.
+    Icmp = 9,
+    /// An SCTP association that was not answered yet.
+    SctpOpening = 10,
+    /// An SCTP association.
+    SctpEstablished = 11,
+    /// Anything else.
+    Generic = 12,
+}
+
+impl Class {
+    /// All classes, by number.
+    pub const ALL: [Self; 13] = [
+        Self::TcpSynSent,
+        Self::TcpSynRecv,
+        Self::TcpEstablished,
+        Self::TcpFinWait,
+        Self::TcpCloseWait,
+        Self::TcpTimeWait,
+        Self::TcpClose,
+        Self::Udp,
+        Self::UdpStream,
+        Self::Icmp,
+        Self::SctpOpening,
+        Self::SctpEstablished,
+        Self::Generic,
+    ];
+
+    /// Name, as the command line shows and takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TcpSynSent => "tcp-syn-sent",
+            Self::TcpSynRecv => "tcp-syn-recv",
+            Self::TcpEstablished => "tcp-established",
+            Self::TcpFinWait => "tcp-fin-wait",
+            Self::TcpCloseWait => "tcp-close-wait",
+            Self::TcpTimeWait => "tcp-time-wait",
+            Self::TcpClose => "tcp-close",
+            Self::Udp => "udp",
+            Self::UdpStream => "udp-stream",
+            Self::Icmp => "icmp",
+            Self::SctpOpening => "sctp-opening",
+            Self::SctpEstablished => "sctp-established",
+            Self::Generic => "generic",
+        }
+    }
+
+    /// Connection tracking's default, in seconds.
+    pub const fn default_s(self) -> u32 {
+        match self {
+            Self::TcpSynSent | Self::TcpFinWait | Self::TcpTimeWait => 120,
+            Self::TcpSynRecv | Self::TcpCloseWait => 60,
+            Self::TcpEstablished => 5 * 24 * 3600,
+            Self::TcpClose => 10,
+            Self::Udp | Self::Icmp => 30,
+            Self::UdpStream => 120,
+            Self::SctpOpening => 3,
+            Self::SctpEstablished => 210,
+            Self::Generic => 600,
+        }
+    }
+}
+
+/// Length of [`Config::timeouts_s`](crate::contract::Config): the classes, rounded up.
+pub const CLASSES: usize = 16;
+
+/// All defaults, in seconds, by class number.
+pub const fn defaults_s() -> [u32; CLASSES] {
+    let mut table = [Class::Generic.default_s(); CLASSES];
+    let mut i = 0;
+    while i < Class::ALL.len() {
+        table[i] = Class::ALL[i].default_s();
+        i += 1;
+    }
+    table
+}
+
+/// Nanoseconds in a second.
+pub const SECOND_NS: u64 = 1_000_000_000;
+
+/// What the flow of these two entries is doing. `request` and `reply` are the entries' `seen`; `age_ns` the time since the
+/// flow began.
+#[inline(always)]
+pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
+    match protocol {
+        protocol::TCP => tcp::class(request, reply),
+        protocol::UDP | protocol::UDP_LITE => {
+            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS { Class::UdpStream } else { Class::Udp }
+        }
+        protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
+        protocol::SCTP => {
+            if reply & seen::ANY != 0 { Class::SctpEstablished } else { Class::SctpOpening }
+        }
+        _ => Class::Generic,
+    }
+}
+
+/// Whether a flow is gone. `own` is the entry at hand, of direction `own_is_request`; `twin` its partner, if there is one.
+///
+/// A flow is as young as the younger of its entries: traffic in one direction alone keeps both.
+#[inline(always)]
+pub fn expired(protocol: u8, own: &Flow, own_is_request: bool, twin: Option<&Flow>, timeouts_s: &[u32; CLASSES], now_ns: u64) -> bool {
+    let (twin_seen, twin_last_ns) = match twin {
+        Some(twin) => (twin.seen, twin.last_seen_ns),
+        None => (0, 0),
+    };
+    let last_ns = if twin_last_ns > own.last_seen_ns { twin_last_ns } else { own.last_seen_ns };
+    let age_ns = now_ns.saturating_sub(own.created_ns);
+    let class = if own_is_request {
+        class(protocol, own.seen, twin_seen, age_ns)
+    } else {
+        class(protocol, twin_seen, own.seen, age_ns)
+    };
+    // The mask keeps the index inside the table for the verifier; every class is below it.
+    let limit_s = match timeouts_s.get(class as usize & (CLASSES - 1)) {
+        Some(limit) => *limit,
+        None => Class::Generic.default_s(),
+    };
+    now_ns.saturating_sub(last_ns) >= limit_s as u64 * SECOND_NS
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+
+    use super::*;
+
+    #[test]
+    fn classes_are_dense_and_fit_the_table() {
+        for (i, class) in Class::ALL.iter().enumerate() {
+            assert_eq!(*class as usize, i);
+        }
+        assert!(Class::ALL.len() <= CLASSES);
+    }
+
+    #[test]
+    fn established_connections_outlive_a_two_hour_keepalive() {
+        assert!(Class::TcpEstablished.default_s() >= 2 * 3600 + 4 * 60, "RFC 5382 REQ-5");
+    }
+
+    #[test]
+    fn the_younger_entry_decides() {
+        let flow = |last_s: u64, seen: u8| Flow { last_seen_ns: last_s * SECOND_NS, seen, ..Flow::zeroed() };
+        let own = flow(100, seen::ANY);
+        let at = |now_s: u64, twin: Option<&Flow>| expired(protocol::UDP, &own, true, twin, &defaults_s(), now_s * SECOND_NS);
+        assert!(!at(129, None));
+        assert!(at(130, None), "unanswered UDP lives 30 s");
+        let twin = flow(120, seen::ANY);
+        assert!(!at(239, Some(&twin)), "120 s after the reply");
+        assert!(at(240, Some(&twin)));
+        let silent = flow(0, 0);
+        assert!(at(130, Some(&silent)));
+    }
+
+    #[test]
+    fn a_clock_behind_the_entry_never_expires_it() {
+        let own = Flow { last_seen_ns: 10 * SECOND_NS, seen: seen::ANY, ..Flow::zeroed() };
+        assert!(!expired(protocol::UDP, &own, true, None, &defaults_s(), 9 * SECOND_NS));
+    }
+}
