@@ -68,9 +68,9 @@ pub struct Config {
     pub external_ifindex: u32,
     /// [`config_flag`] bits.
     pub flags: u32,
-    /// First index in `SOURCES`, external side, of IPv4 and IPv6 addresses, and how many there are of each.
+    /// Which of [`snat_slots`](Self::snat_slots) are IPv4's.
     pub snat_v4: Slice,
-    /// See [`snat_v4`](Self::snat_v4).
+    /// Which of [`snat_slots`](Self::snat_slots) are IPv6's.
     pub snat_v6: Slice,
     /// `--snat-ports`: first and last port, host order; 0 for none.
     pub snat_port_first: u16,
@@ -84,9 +84,12 @@ pub struct Config {
     pub timeouts_s: [u32; CLASSES],
     /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
     pub shortest_timeout_s: u32,
+    /// Addresses that flows come from, as indices in `SOURCES`, external side. An address keeps its index from one
+    /// generation to the next, whatever is added or removed beside it: flows name it by that index.
+    pub snat_slots: [u8; SOURCES_PER_SIDE as usize],
 }
 
-/// A run of indices.
+/// A run of slots.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Slice {
@@ -362,7 +365,7 @@ pub const fn source_index(side: Side, index: u8) -> u32 {
     side as u32 * SOURCES_PER_SIDE + index as u32
 }
 
-const _: () = assert!(size_of::<Config>() == 96);
+const _: () = assert!(size_of::<Config>() == 352);
 const _: () = assert!(size_of::<AddressKey>() == 20);
 const _: () = assert!(size_of::<RuleKey>() == 8);
 const _: () = assert!(size_of::<RuleValue>() == 24);

@@ -11,6 +11,7 @@
 //! rewritten at ingress would carry a local address as its source, which the kernel drops as a martian.)
 #![no_std]
 #![no_main]
+#![expect(missing_docs, unreachable_pub, reason = "the program macro wraps each function in a public one of its own")]
 
 mod kernel;
 
@@ -23,25 +24,25 @@ use kernel::{egress, reply, request, run};
 /// Requests arrive.
 #[classifier]
 pub fn cluster_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ClusterIngress, request::ingress)
+    run(ctx, Hook::ClusterIngress, |packet, scene| request::ingress(packet, scene))
 }
 
 /// Slow-path replies and the pod's own packets leave.
 #[classifier]
 pub fn cluster_egress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ClusterEgress, egress::cluster)
+    run(ctx, Hook::ClusterEgress, |packet, scene| egress::cluster(packet, scene))
 }
 
 /// Replies arrive.
 #[classifier]
 pub fn external_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ExternalIngress, reply::ingress)
+    run(ctx, Hook::ExternalIngress, |packet, scene| reply::ingress(packet, scene))
 }
 
 /// Slow-path requests and the pod's own packets leave.
 #[classifier]
 pub fn external_egress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ExternalEgress, egress::external)
+    run(ctx, Hook::ExternalEgress, |packet, scene| egress::external(packet, scene))
 }
 
 /// Answers, as its verdict, whether the kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace`: 1 yes, 0 no. Run once by the

@@ -56,7 +56,7 @@ impl Search {
     #[inline(always)]
     pub const fn new(range: Range, random: u32) -> Self {
         let window = if range.count < FIRST_WINDOW { range.count } else { FIRST_WINDOW };
-        Self { range, offset: random % range.count, window, left: window }
+        Self { range, offset: below(random, range.count), window, left: window }
     }
 
     /// Whether the next port needs a new random start.
@@ -76,7 +76,7 @@ impl Search {
             }
             self.window /= 2;
             self.left = self.window;
-            self.offset = random % self.range.count;
+            self.offset = below(random, self.range.count);
         }
         self.left -= 1;
         let port = self.range.first + self.offset;
@@ -86,6 +86,13 @@ impl Search {
         }
         Some(port as u16)
     }
+}
+
+/// A random number below `count`, with a multiplication in place of a division, which the kernel would have to guard.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below `count`")]
+const fn below(random: u32, count: u32) -> u32 {
+    ((random as u64 * count as u64) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::DropReason;
 
 use super::headers::{Fragment, Headers};
-use super::packet::{L3, Packet};
+use super::packet::Packet;
 
 mod sealed {
     pub(crate) trait Sealed {}

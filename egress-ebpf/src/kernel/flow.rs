@@ -6,7 +6,6 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use bytemuck::Zeroable as _;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{
     Direction, Flow, FlowKey, Mark, PORT_TRIES_BUCKETS, RuleValue, Side, Slice, source_index,
@@ -17,10 +16,9 @@ use egress_ebpf::timeout::{SECOND_NS, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
 use super::Scene;
-use super::family::Family;
 use super::headers::{Kind, Transport};
 use super::local::address_index;
-use super::maps::{FLOWS, PORT_TRIES, SOURCES};
+use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 
 const EEXIST: i32 = -17;
 
@@ -38,25 +36,35 @@ fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = entry(key)?;
     let idle_ns = scene.now_ns.saturating_sub(flow.last_seen_ns);
-    if idle_ns < u64::from(scene.config.shortest_timeout_s) * SECOND_NS || !is_expired(scene, key, flow) {
+    if idle_ns < u64::from(scene.config.shortest_timeout_s) * SECOND_NS {
         return Some(flow);
     }
-    remove(key, flow);
+    let twin_key = &mut scene.work().twin_key;
+    if !is_expired(scene, twin_key, key, flow) {
+        return Some(flow);
+    }
+    remove(twin_key, key, flow);
     None
 }
 
-/// Whether a live flow has this key, without touching it.
+/// The entry opposite to `flow`, which is under `key`.
 #[inline(always)]
-fn is_expired(scene: &Scene, key: &FlowKey, flow: &Flow) -> bool {
-    let twin = entry(&key.twin(flow));
-    expired(key.protocol, flow, key.is_request(), twin.as_deref(), &scene.config.timeouts_s, scene.now_ns)
+fn twin_entry(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> Option<&'static mut Flow> {
+    *twin_key = key.twin(flow);
+    entry(twin_key)
 }
 
 #[inline(always)]
-fn remove(key: &FlowKey, flow: &Flow) {
-    let twin = key.twin(flow);
-    // An entry that is gone already is what is wanted.
-    let _ = FLOWS.remove(&twin);
+fn is_expired(scene: &Scene, twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> bool {
+    let twin = twin_entry(twin_key, key, flow);
+    expired(key.protocol, flow, key.is_request(), twin.as_deref(), &scene.config.timeouts_s, scene.now_ns)
+}
+
+/// Removes a flow. An entry that is gone already is what is wanted.
+#[inline(always)]
+fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
+    *twin_key = key.twin(flow);
+    let _ = FLOWS.remove(&*twin_key);
     let _ = FLOWS.remove(key);
 }
 
@@ -78,19 +86,16 @@ pub(crate) fn touch(scene: &Scene, key: &FlowKey, flow: &mut Flow, len: u32, tcp
 /// Puts a lost twin back, from what this entry knows: with the same port, never another.
 #[inline(always)]
 fn mend_twin(scene: &Scene, key: &FlowKey, flow: &Flow) {
-    let twin_key = key.twin(flow);
-    if entry(&twin_key).is_some() {
+    let work = scene.work();
+    if twin_entry(&mut work.twin_key, key, flow).is_some() {
         return;
     }
-    let (side, direction, port) = if key.is_request() {
-        (Side::Cluster, Direction::Reply, key.dst_port)
-    } else {
-        (Side::External, Direction::Request, key.dst_port)
-    };
+    let (side, direction) =
+        if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
     let Some(index) = address_index(scene, side, &key.dst) else { return };
-    let twin = flow.reversed(key, Mark::new(direction, index as u8, port));
+    work.flow = flow.reversed(key, Mark::new(direction, index as u8, key.dst_port));
     // Another CPU may have been faster.
-    let _ = FLOWS.insert(&twin_key, &twin, u64::from(BPF_NOEXIST));
+    let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
 }
 
 /// Starts a closed connection's flow anew, under the same translation, for a client that reuses its port.
@@ -99,7 +104,8 @@ pub(crate) fn reopen_if_closed(scene: &Scene, key: &FlowKey, flow: &mut Flow, tc
     if key.protocol != protocol::TCP || !tcp::opens(tcp_flags) {
         return;
     }
-    let Some(twin) = entry(&key.twin(flow)) else { return };
+    let work = scene.work();
+    let Some(twin) = twin_entry(&mut work.twin_key, key, flow) else { return };
     if tcp::reopens(tcp_flags, flow.seen, twin.seen) {
         flow.seen = 0;
         flow.created_ns = scene.now_ns;
@@ -108,116 +114,172 @@ pub(crate) fn reopen_if_closed(scene: &Scene, key: &FlowKey, flow: &mut Flow, tc
     }
 }
 
-/// Opens a flow for a request that a rule claims: reserves the reply's tuple, then enters the request's.
+/// Opens the flow of `WORK`'s key, for a request that `WORK`'s rule claims.
 #[inline(always)]
-pub(crate) fn open<F: Family>(
-    scene: &Scene,
-    key: &FlowKey,
-    router_index: u32,
-    rule: &RuleValue,
-    transport: &Transport,
-) -> Result<&'static mut Flow, DropReason> {
-    let (source, source_slot) = source_for::<F>(scene, &key.src).ok_or(DropReason::NoSourceAddress)?;
-    let target_port = if rule.target_port == Port::NONE { key.dst_port } else { rule.target_port };
-    let mut reply_key = FlowKey {
-        src: rule.destination,
+pub(crate) fn open(scene: &Scene, transport: &Transport) -> Result<&'static mut Flow, DropReason> {
+    let work = scene.work();
+    work.seen = if work.key.protocol == protocol::TCP { tcp::first(transport.tcp_flags).into() } else { 0 };
+    work.ports = match transport.kind {
+        Kind::Tcp | Kind::Udp | Kind::Dccp => Ports::Transport,
+        Kind::EchoRequest => Ports::Identifier,
+        _ => Ports::Fixed,
+    };
+    match open_flow() {
+        OPENED => entry(&scene.work().key).ok_or(DropReason::TableFull),
+        NO_SOURCE => Err(DropReason::NoSourceAddress),
+        NO_PORT => Err(DropReason::PortsExhausted),
+        NO_ROOM => Err(DropReason::TableFull),
+        _ => Err(DropReason::KernelCall),
+    }
+}
+
+// What the two functions below return; a BPF function returns a number.
+const OPENED: u32 = 0;
+const TAKEN: u32 = 1;
+const NO_SOURCE: u32 = 2;
+const NO_PORT: u32 = 3;
+const NO_ROOM: u32 = 4;
+const FAILED: u32 = 5;
+
+/// Opens the flow that `WORK` describes: reserves the reply's tuple, then enters the request's.
+// A global BPF function, with its arguments in a map: the verifier walks it once, instead of once for each family and each
+// way that leads here, and its stack is not that of the program that calls it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_flow() -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
+    let work = scene.work();
+    let Some((source, slot)) = source_for(&scene, &work.key.src) else { return NO_SOURCE };
+    let target_port = if work.rule.target_port == Port::NONE { work.key.dst_port } else { work.rule.target_port };
+    work.reply_key = FlowKey {
+        src: work.rule.destination,
         dst: source,
         src_port: target_port,
-        dst_port: key.src_port,
-        protocol: key.protocol,
+        dst_port: work.key.src_port,
+        protocol: work.key.protocol,
         direction: Direction::Reply as u8,
         pad: [0; 2],
     };
-    let first_seen = if key.protocol == protocol::TCP { tcp::first(transport.tcp_flags) } else { seen::ANY };
-    let mut flow = Flow {
+    work.flow = Flow {
+        to_src: work.key.dst,
+        to_dst: work.key.src,
+        to_src_port: work.key.dst_port,
+        to_dst_port: work.key.src_port,
+        mark: Mark::new(Direction::Reply, work.router_index as u8, work.key.dst_port).0,
         created_ns: scene.now_ns,
         last_seen_ns: scene.now_ns,
-        rule: rule.rule,
-        to_src: key.dst,
-        to_dst: key.src,
-        to_src_port: key.dst_port,
-        to_dst_port: key.src_port,
-        mark: Mark::new(Direction::Reply, router_index as u8, key.dst_port).0,
-        ..Flow::zeroed()
+        packets: 0,
+        bytes: 0,
+        rule: work.rule.rule,
+        seen: 0,
+        pad: [0; 3],
     };
-    reserve(scene, &mut reply_key, &flow, key, transport.kind)?;
+    let reserved = reserve(&scene);
+    if reserved != OPENED {
+        return reserved;
+    }
+    let work = scene.work();
+    let port = work.reply_key.dst_port;
+    work.flow.to_src = source;
+    work.flow.to_dst = work.rule.destination;
+    work.flow.to_src_port = port;
+    work.flow.to_dst_port = target_port;
+    work.flow.mark = Mark::new(Direction::Request, slot, port).0;
+    work.flow.seen = work.seen as u8;
+    enter_request(&scene)
+}
 
-    flow.to_src = source;
-    flow.to_dst = rule.destination;
-    flow.to_src_port = reply_key.dst_port;
-    flow.to_dst_port = target_port;
-    flow.mark = Mark::new(Direction::Request, source_slot, reply_key.dst_port).0;
-    flow.seen = first_seen & !seen::ANY;
-    match FLOWS.insert(key, &flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {}
+#[inline(always)]
+fn enter_request(scene: &Scene) -> u32 {
+    let work = scene.work();
+    match FLOWS.insert(&work.key, &work.flow, u64::from(BPF_NOEXIST)) {
+        Ok(()) => OPENED,
         // Another CPU opened the same flow meanwhile: its translation is the one in force, and ours gives its port back.
         Err(EEXIST) => {
-            if let Some(winner) = entry(key) && key.twin(winner) != reply_key {
-                let _ = FLOWS.remove(&reply_key);
+            if let Some(winner) = entry(&work.key) {
+                work.twin_key = work.key.twin(winner);
+                if work.twin_key != work.reply_key {
+                    let _ = FLOWS.remove(&work.reply_key);
+                }
             }
+            OPENED
         }
         Err(_) => {
-            let _ = FLOWS.remove(&reply_key);
-            return Err(DropReason::TableFull);
+            let _ = FLOWS.remove(&work.reply_key);
+            NO_ROOM
         }
     }
-    entry(key).ok_or(DropReason::TableFull)
 }
 
 /// The external address that this client's flows come from: the same one for all of them (RFC 4787 REQ-2, "paired").
 #[inline(always)]
-fn source_for<F: Family>(scene: &Scene, client: &Addr) -> Option<(Addr, u8)> {
-    let Slice { first, count } = if F::IS_V4 { scene.config.snat_v4 } else { scene.config.snat_v6 };
+fn source_for(scene: &Scene, client: &Addr) -> Option<(Addr, u8)> {
+    let Slice { first, count } = if client.is_v4() { scene.config.snat_v4 } else { scene.config.snat_v6 };
     if count == 0 {
         return None;
     }
-    let slot = u32::from(first) + client.spread() % u32::from(count);
-    let addr = SOURCES.get(source_index(Side::External, slot as u8))?;
-    Some((*addr, slot as u8))
+    let position = u32::from(first) + (((client.spread() & 0xffff) * u32::from(count)) >> 16);
+    let slot = *scene.config.snat_slots.get(position as usize)?;
+    let addr = SOURCES.get(source_index(Side::External, slot))?;
+    Some((*addr, slot))
 }
 
-/// Enters `flow` under `reply_key`, with the first port that is free; `reply_key` then holds it.
+/// Enters `work.flow` under `work.reply_key`, with the first port that is free; the key then holds it.
 #[inline(always)]
-fn reserve(scene: &Scene, reply_key: &mut FlowKey, flow: &Flow, owner: &FlowKey, kind: Kind) -> Result<(), DropReason> {
-    let range = match kind {
-        Kind::Tcp | Kind::Udp | Kind::Dccp => Range::of(owner.src_port.get(), configured_ports(scene)),
-        Kind::EchoRequest => Range::IDENTIFIERS,
-        // No port, or one that cannot be changed: this tuple or none.
-        _ => return try_port(scene, reply_key, flow, owner).map_or(Err(DropReason::PortsExhausted), |outcome| outcome),
+fn reserve(scene: &Scene) -> u32 {
+    let work = scene.work();
+    let client_port = work.key.src_port.get();
+    let range = match work.ports {
+        Ports::Fixed => {
+            let outcome = try_port();
+            return if outcome == TAKEN { NO_PORT } else { outcome };
+        }
+        Ports::Transport => Range::of(client_port, configured_ports(scene)),
+        Ports::Identifier => Range::IDENTIFIERS,
     };
-    let mut search = Search::new(range, random());
-    if !range.contains(owner.src_port.get()) {
-        reply_key.dst_port = Port::new(search.next(0).ok_or(DropReason::PortsExhausted)?);
+    work.search = Search::new(range, random());
+    if !range.contains(client_port) {
+        let Some(port) = work.search.next(0) else { return NO_PORT };
+        work.reply_key.dst_port = Port::new(port);
     }
     for tries in 0..=MAX_TRIES {
-        if let Some(outcome) = try_port(scene, reply_key, flow, owner) {
+        let outcome = try_port();
+        if outcome != TAKEN {
             count_tries(tries);
             return outcome;
         }
-        let fresh = if search.wants_random() { random() } else { 0 };
-        let Some(port) = search.next(fresh) else { break };
-        reply_key.dst_port = Port::new(port);
     }
-    Err(DropReason::PortsExhausted)
+    NO_PORT
 }
 
-/// Takes the tuple if it is free, expired, or already this owner's. `None`: somebody else has it.
-#[inline(always)]
-fn try_port(scene: &Scene, reply_key: &FlowKey, flow: &Flow, owner: &FlowKey) -> Option<Result<(), DropReason>> {
-    match FLOWS.insert(reply_key, flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => return Some(Ok(())),
+/// Takes the tuple in `WORK` if it is free, expired, or already that of the same flow. If not, moves on to the next port.
+// Global for the verifier, as `open_flow`: inlined into the search it would be walked 241 times.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn try_port() -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
+    let work = scene.work();
+    match FLOWS.insert(&work.reply_key, &work.flow, u64::from(BPF_NOEXIST)) {
+        Ok(()) => return OPENED,
         Err(EEXIST) => {}
-        Err(_) => return Some(Err(DropReason::TableFull)),
+        Err(_) => return NO_ROOM,
     }
-    let holder = entry(reply_key)?;
-    if reply_key.twin(holder) == *owner {
-        return Some(Ok(()));
+    if let Some(holder) = entry(&work.reply_key) {
+        work.twin_key = work.reply_key.twin(holder);
+        if work.twin_key == work.key {
+            return OPENED;
+        }
+        if is_expired(&scene, &mut work.twin_key, &work.reply_key, holder) {
+            remove(&mut work.twin_key, &work.reply_key, holder);
+            if FLOWS.insert(&work.reply_key, &work.flow, u64::from(BPF_NOEXIST)).is_ok() {
+                return OPENED;
+            }
+        }
     }
-    if !is_expired(scene, reply_key, holder) {
-        return None;
-    }
-    remove(reply_key, holder);
-    FLOWS.insert(reply_key, flow, u64::from(BPF_NOEXIST)).is_ok().then_some(Ok(()))
+    let fresh = if work.search.wants_random() { random() } else { 0 };
+    let Some(port) = work.search.next(fresh) else { return NO_PORT };
+    work.reply_key.dst_port = Port::new(port);
+    TAKEN
 }
 
 #[inline(always)]

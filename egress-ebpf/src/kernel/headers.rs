@@ -6,6 +6,7 @@ use egress_ebpf::tcp::flag;
 use egress_ebpf::timeout::{SECOND_NS, protocol};
 use egress_ebpf::verdict::DropReason;
 
+use super::Scene;
 use super::family::Family;
 use super::maps::FRAGMENTS;
 use super::packet::{MANGLED, Packet};
@@ -165,11 +166,12 @@ impl Transport {
 
     /// Learns the ports of a later fragment from its first one, and remembers a first one's.
     #[inline(always)]
-    pub(crate) fn join_fragments(&mut self, headers: &Headers, side: Side, now_ns: u64) -> Result<(), DropReason> {
+    pub(crate) fn join_fragments(&mut self, headers: &Headers, side: Side, scene: &Scene) -> Result<(), DropReason> {
         if matches!(headers.fragment, Fragment::Whole) {
             return Ok(());
         }
-        let key = FragmentKey {
+        let key = &mut scene.work().fragment_key;
+        *key = FragmentKey {
             src: headers.src,
             dst: headers.dst,
             id: headers.id,
@@ -177,13 +179,13 @@ impl Transport {
             side: side as u8,
             pad: [0; 2],
         };
-        let now_s = (now_ns / SECOND_NS) as u32;
+        let now_s = (scene.now_ns / SECOND_NS) as u32;
         if matches!(headers.fragment, Fragment::First) {
             let ports = FragmentPorts { src_port: self.src_port, dst_port: self.dst_port, seen_s: now_s };
-            return FRAGMENTS.insert(&key, &ports, 0).map_err(|_errno| DropReason::KernelCall);
+            return FRAGMENTS.insert(&*key, &ports, 0).map_err(|_errno| DropReason::KernelCall);
         }
         // SAFETY: the value is copied at once; an entry reused meanwhile for another datagram is another first fragment's.
-        let Some(ports) = (unsafe { FRAGMENTS.get(&key) }).copied() else {
+        let Some(ports) = (unsafe { FRAGMENTS.get(&*key) }).copied() else {
             return Err(DropReason::FragmentUnknown);
         };
         if now_s.wrapping_sub(ports.seen_s) > FRAGMENT_TIMEOUT_S {

@@ -21,9 +21,10 @@ const TCP_LISTEN: u32 = 10;
 /// Index in `SOURCES` of an address of one of the router's interfaces, if it is one.
 #[inline(always)]
 pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u32> {
-    let key = AddressKey { addr: *addr, side: side as u8, generation: scene.generation, pad: [0; 2] };
+    let key = &mut scene.work().address_key;
+    *key = AddressKey { addr: *addr, side: side as u8, generation: scene.generation, pad: [0; 2] };
     // SAFETY: the map is not preallocated: an entry is freed only after a grace period; the value is copied at once.
-    unsafe { ADDRESSES.get(&key) }.copied()
+    unsafe { ADDRESSES.get(&*key) }.copied()
 }
 
 /// Whether a socket of the router's own namespace, opened from there, waits for this packet. A listener does not count: to

@@ -8,6 +8,7 @@ use egress_ebpf::contract::{
     AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, MAX_ADDRESSES, MAX_FRAGMENTS, MAX_RULES,
     PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE,
 };
+use egress_ebpf::ports::Search;
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
 #[map]
@@ -36,6 +37,50 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counter> =
     PerCpuArray::with_max_entries(Hook::ALL.len() as u32 * OUTCOMES_PER_HOOK, 0);
+
+/// Room for keys and values that would not fit the 512 bytes of stack. Private to the kernel side.
+#[map]
+pub(crate) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// Element of `WORK`. A program uses it without being interrupted: the hooks run with bottom halves off, one at a time on a
+/// CPU.
+#[repr(C)]
+pub(crate) struct Work {
+    /// Key of the packet's own flow entry.
+    pub(crate) key: FlowKey,
+    /// Key of the entry opposite to the one at hand.
+    pub(crate) twin_key: FlowKey,
+    /// Key of an address that is looked up.
+    pub(crate) address_key: AddressKey,
+    /// Key of a datagram in fragments.
+    pub(crate) fragment_key: FragmentKey,
+    /// Of a flow that is being opened: key of its reply entry, as far as it is known.
+    pub(crate) reply_key: FlowKey,
+    /// The entry that is being made.
+    pub(crate) flow: Flow,
+    /// The rule that claims it.
+    pub(crate) rule: RuleValue,
+    /// Index in `SOURCES` of the router's address that the client speaks to.
+    pub(crate) router_index: u32,
+    /// What the packet that opens it has sent, [`tcp::seen`](egress_ebpf::tcp::seen) bits.
+    pub(crate) seen: u32,
+    /// Whether its source port may be another than the client's.
+    pub(crate) ports: Ports,
+    /// The search for one. Kept here and not in registers, so that the verifier meets the same state in each of its rounds.
+    pub(crate) search: Search,
+}
+
+/// What is known of a new flow's source port.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub(crate) enum Ports {
+    /// There is none, or it cannot be changed.
+    Fixed = 0,
+    /// Any of its class, or of the configured range.
+    Transport = 1,
+    /// An echo identifier: any number.
+    Identifier = 2,
+}
 
 #[map]
 pub(crate) static PORT_TRIES: PerCpuArray<u64> = PerCpuArray::with_max_entries(PORT_TRIES_BUCKETS, 0);

@@ -16,6 +16,7 @@ use aya_ebpf::programs::TcContext;
 use egress_ebpf::contract::{Config, Counter};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index};
 
+use maps::Work;
 use packet::Packet;
 
 /// What a program decides.
@@ -29,6 +30,18 @@ pub(crate) struct Scene {
     pub(crate) config: &'static Config,
     /// Monotonic clock.
     pub(crate) now_ns: u64,
+    work: *mut Work,
+}
+
+impl Scene {
+    /// This CPU's work space. Fetched anew after every call of another BPF function, which writes there too; so no two
+    /// references to it are in use at a time.
+    #[inline(always)]
+    pub(crate) fn work(&self) -> &'static mut Work {
+        // SAFETY: the pointer came from the map and is not null; the element belongs to this CPU, where a program is not
+        // preempted by another.
+        unsafe { &mut *self.work }
+    }
 }
 
 /// Runs `program` and turns its outcome into an action, counted. A packet that the datapath passes goes on to the next
@@ -62,7 +75,8 @@ fn scene() -> Option<Scene> {
     }
     // SAFETY: the helper takes nothing and reads the clock.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    Some(Scene { generation: u8::from(generation != 0), config, now_ns })
+    let work = maps::WORK.get_ptr_mut(0)?;
+    Some(Scene { generation: u8::from(generation != 0), config, now_ns, work })
 }
 
 #[inline(always)]

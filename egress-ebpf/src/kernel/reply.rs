@@ -34,12 +34,13 @@ fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     if !packet.is_for_host() || headers.dst.is_multicast() {
         return Err(DropReason::Unsolicited);
     }
-    transport.join_fragments(&headers, Side::External, scene.now_ns)?;
-    let key = transport.flow_key(&headers, Direction::Reply);
-    let Some(flow) = flow::find(scene, &key) else {
+    transport.join_fragments(&headers, Side::External, scene)?;
+    let key = &mut scene.work().key;
+    *key = transport.flow_key(&headers, Direction::Reply);
+    let Some(flow) = flow::find(scene, key) else {
         return unsolicited::<F>(packet, scene, &headers, &transport);
     };
-    flow::touch(scene, &key, flow, packet.len(), transport.tcp_flags);
+    flow::touch(scene, key, flow, packet.len(), transport.tcp_flags);
     // Slow path: the destination now, the source at egress.
     let ends = Ends {
         src: headers.src,

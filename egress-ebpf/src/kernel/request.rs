@@ -45,62 +45,71 @@ fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
         return Ok(Verdict::Pass);
     }
     let mut transport = Transport::read::<F>(packet, &headers)?;
-    transport.join_fragments(&headers, Side::Cluster, scene.now_ns)?;
+    transport.join_fragments(&headers, Side::Cluster, scene)?;
     if matches!(transport.kind, Kind::LinkControl) {
         return Ok(Verdict::Pass);
     }
-    let key = transport.flow_key(&headers, Direction::Request);
-    if let Some(flow) = flow::find(scene, &key) {
-        flow::reopen_if_closed(scene, &key, flow, transport.tcp_flags);
-        return translate::<F>(packet, scene, &headers, &transport, &key, flow);
-    }
-    new_request::<F>(packet, scene, &headers, &transport, &key)
+    let key = &mut scene.work().key;
+    *key = transport.flow_key(&headers, Direction::Request);
+    let flow = match flow::find(scene, key) {
+        Some(flow) => {
+            flow::reopen_if_closed(scene, key, flow, transport.tcp_flags);
+            flow
+        }
+        None => match claim::<F>(packet, scene, &headers, &transport, key)? {
+            Claim::Translate => flow::open(scene, &transport)?,
+            Claim::Not(verdict) => return Ok(verdict),
+        },
+    };
+    translate::<F>(packet, scene, &headers, &transport, key, flow)
+}
+
+/// Who a packet of no flow is for.
+enum Claim {
+    /// A rule's, which is in `WORK` then, as is the index of the router's address that it came to.
+    Translate,
+    /// Nobody's here.
+    Not(Verdict),
 }
 
 #[inline(always)]
-fn new_request<F: Family>(
-    packet: &mut Packet,
+fn claim<F: Family>(
+    packet: &Packet,
     scene: &Scene,
     headers: &Headers,
     transport: &Transport,
     key: &FlowKey,
-) -> Outcome {
+) -> Result<Claim, DropReason> {
     let Some(router_index) = local::address_index(scene, Side::Cluster, &headers.dst) else {
         return Err(DropReason::ForeignDestination);
     };
     if headers.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, headers, transport) {
-        return Ok(Verdict::Local);
+        return Ok(Claim::Not(Verdict::Local));
     }
     let Some(rule) = rule_for::<F>(scene, key) else {
-        return Ok(Verdict::Rejected);
+        return Ok(Claim::Not(Verdict::Rejected));
     };
     // Answers to the pod's own pings, and errors about its own packets.
     if rule.action == Action::Local as u8 || matches!(transport.kind, Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp) {
-        return Ok(Verdict::Local);
+        return Ok(Claim::Not(Verdict::Local));
     }
-    let flow = flow::open::<F>(scene, key, router_index, &rule, transport)?;
-    translate::<F>(packet, scene, headers, transport, key, flow)
+    let work = scene.work();
+    work.rule = *rule;
+    work.router_index = router_index;
+    Ok(Claim::Translate)
 }
 
 /// The rule for a port, else the fallback.
 #[inline(always)]
-fn rule_for<F: Family>(scene: &Scene, key: &FlowKey) -> Option<RuleValue> {
-    let mut rule_key = RuleKey {
-        generation: scene.generation,
-        family: F::VERSION,
-        protocol: key.protocol,
-        pad: 0,
-        port: key.dst_port,
-        pad2: 0,
-    };
-    // SAFETY: the map is not preallocated: an entry is freed only after a grace period; the value is copied at once.
-    if let Some(rule) = unsafe { RULES.get(&rule_key) } {
-        return Some(*rule);
-    }
-    rule_key.protocol = 0;
-    rule_key.port = Port::NONE;
-    // SAFETY: as above.
-    unsafe { RULES.get(&rule_key) }.copied()
+fn rule_for<F: Family>(scene: &Scene, key: &FlowKey) -> Option<&'static RuleValue> {
+    rule_at::<F>(scene, key.protocol, key.dst_port).or_else(|| rule_at::<F>(scene, 0, Port::NONE))
+}
+
+#[inline(always)]
+fn rule_at<F: Family>(scene: &Scene, protocol: u8, port: Port) -> Option<&'static RuleValue> {
+    let key = RuleKey { generation: scene.generation, family: F::VERSION, protocol, pad: 0, port, pad2: 0 };
+    // SAFETY: the map is not preallocated: an entry is freed only after every program that may see it has ended.
+    unsafe { RULES.get(&key) }
 }
 
 /// Slow path: the destination now, the source at egress.

@@ -1,1 +1,30 @@
-//! datapath
+//! The datapath as user space sees it: load the BPF programs, attach them, fill their maps, read them back.
+//!
+//! One datapath belongs to one router namespace. Everything that has to outlive the process is pinned under
+//! `<bpffs>/<namespace cookie>/v<layout>`: the maps, and one link for each hook. The cookie is the kernel's own number of the
+//! namespace, never used twice while the machine is up, so two routers cannot meet under one path.
+//!
+//! Invariants:
+//! - Programs are attached only after their tables are filled, and an unconfigured program drops: fail closed.
+//! - The tables in force change by one 32-bit store ([`contract::map::ACTIVE`](egress_ebpf::contract::map::ACTIVE)); a
+//!   packet sees the old ones or the new ones, never a mixture.
+//! - An address keeps its index in `SOURCES` while it is in use: flows in the table name it by that index.
+//! - Nothing here knows netlink or the specification.
+
+mod attach;
+mod error;
+mod flows;
+mod load;
+mod maps;
+mod object;
+mod pins;
+mod read;
+mod tables;
+
+pub use attach::{Attached, Hook};
+pub use error::DatapathError;
+pub use flows::{FlowRow, Swept};
+pub use load::{Datapath, Installed};
+pub use pins::PinDir;
+pub use read::{CounterRow, Reader, RuleRow};
+pub use tables::{Interface, Interfaces, Settings, Tables};

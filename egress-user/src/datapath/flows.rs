@@ -1,0 +1,178 @@
+//! The flow table: read it, sweep it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use aya::maps::MapError;
+use bytemuck::pod_read_unaligned;
+use egress_ebpf::addr::{Addr, Port};
+use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK, map};
+use egress_ebpf::timeout::{self, SECOND_NS, protocol};
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use super::DatapathError;
+use super::maps::{Maps, array_of, failed};
+
+/// One flow, as people and scripts see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FlowRow {
+    /// Protocol, by name where it has one here.
+    pub protocol: String,
+    /// The client; of an echo, the port is its identifier.
+    pub client: SocketAddr,
+    /// The router's address and port that the client speaks to.
+    pub router: SocketAddr,
+    /// The address and port that the destination sees.
+    pub source: SocketAddr,
+    /// The destination.
+    pub destination: SocketAddr,
+    /// Index of the rule in the specification; none for the fallback.
+    pub rule: Option<u32>,
+    /// State, by the name of its timeout.
+    pub state: &'static str,
+    /// Seconds since the flow began.
+    pub age_s: u64,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
+    /// Seconds until it is forgotten if no packet comes.
+    pub expires_s: u64,
+    /// Packets from the client.
+    pub request_packets: u64,
+    /// Bytes from the client, link headers included.
+    pub request_bytes: u64,
+    /// Packets to the client.
+    pub reply_packets: u64,
+    /// Bytes to the client, link headers included.
+    pub reply_bytes: u64,
+}
+
+/// Result of a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Live flows.
+    pub live: usize,
+    /// Flows that were removed.
+    pub removed: usize,
+}
+
+impl Maps {
+    fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
+        let mut entries = HashMap::new();
+        for item in self.flows.iter() {
+            let (key, flow) = item.map_err(failed("read", map::FLOWS))?;
+            entries.insert(pod_read_unaligned(&key), pod_read_unaligned(&flow));
+        }
+        Ok(entries)
+    }
+
+    /// Live flows, each once, by client.
+    pub(super) fn flow_rows(&self) -> Result<Vec<FlowRow>, DatapathError> {
+        let config = self.config()?;
+        let now_ns = monotonic_ns();
+        let entries = self.entries()?;
+        let mut rows: Vec<FlowRow> = entries
+            .iter()
+            .filter(|(key, _)| key.is_request())
+            .map(|(key, flow)| (key, flow, entries.get(&key.twin(flow))))
+            .filter(|(key, flow, twin)| !timeout::expired(key.protocol, flow, true, *twin, &config.timeouts_s, now_ns))
+            .map(|(key, flow, twin)| row(key, flow, twin, &config, now_ns))
+            .collect();
+        rows.sort_by(|a, b| (&a.protocol, a.client, a.router).cmp(&(&b.protocol, b.client, b.router)));
+        Ok(rows)
+    }
+
+    /// Removes expired flows, and those whose external address is no longer the router's.
+    pub(super) fn sweep(&mut self) -> Result<Swept, DatapathError> {
+        let config = self.config()?;
+        let now_ns = monotonic_ns();
+        let entries = self.entries()?;
+        let sources = self.snat_sources(&config)?;
+        let mut swept = Swept::default();
+        for (key, flow) in &entries {
+            let twin_key = key.twin(flow);
+            let twin = entries.get(&twin_key);
+            let source = if key.is_request() { flow.to_src } else { key.dst };
+            let gone = !sources.contains(&source)
+                || timeout::expired(key.protocol, flow, key.is_request(), twin, &config.timeouts_s, now_ns);
+            if !gone {
+                swept.live += usize::from(key.is_request());
+                continue;
+            }
+            // What has had a packet since it was read is not expired any more.
+            let fresh = self.flow(key)?.is_some_and(|now| now.last_seen_ns != flow.last_seen_ns)
+                || self.flow(&twin_key)?.zip(twin).is_some_and(|(now, then)| now.last_seen_ns != then.last_seen_ns);
+            if fresh && sources.contains(&source) {
+                continue;
+            }
+            self.remove_flow(key)?;
+            swept.removed += usize::from(key.is_request());
+        }
+        Ok(swept)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
+        match self.flows.get(&array_of(key), 0) {
+            Ok(flow) => Ok(Some(pod_read_unaligned(&flow))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed("read", map::FLOWS)(error)),
+        }
+    }
+
+    fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
+        match self.flows.remove(&array_of(key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            // The datapath removes expired entries too.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            Err(error) => Err(failed("write", map::FLOWS)(error)),
+        }
+    }
+}
+
+fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
+    let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) / SECOND_NS;
+    let reply_seen = twin.map_or(0, |twin| twin.seen);
+    let class = timeout::class(key.protocol, flow.seen, reply_seen, now_ns.saturating_sub(flow.created_ns));
+    let limit_s = config.timeouts_s.get(class as usize).copied().unwrap_or_default();
+    let idle_s = seconds(flow.last_seen_ns.max(twin.map_or(0, |twin| twin.last_seen_ns)));
+    FlowRow {
+        protocol: protocol_name(key.protocol),
+        client: socket(key.src, key.src_port),
+        router: socket(key.dst, key.dst_port),
+        source: socket(flow.to_src, flow.to_src_port),
+        destination: socket(flow.to_dst, flow.to_dst_port),
+        rule: (flow.rule != RULE_FALLBACK).then_some(flow.rule),
+        state: class.name(),
+        age_s: seconds(flow.created_ns),
+        idle_s,
+        expires_s: Duration::from_secs(limit_s.into()).as_secs().saturating_sub(idle_s),
+        request_packets: flow.packets,
+        request_bytes: flow.bytes,
+        reply_packets: twin.map_or(0, |twin| twin.packets),
+        reply_bytes: twin.map_or(0, |twin| twin.bytes),
+    }
+}
+
+fn socket(addr: Addr, port: Port) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(addr), port.get())
+}
+
+/// Name of an IP protocol, or its number.
+pub(super) fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::TCP => "TCP".into(),
+        protocol::UDP => "UDP".into(),
+        protocol::SCTP => "SCTP".into(),
+        protocol::ICMP => "ICMP".into(),
+        protocol::ICMPV6 => "ICMPv6".into(),
+        other => other.to_string(),
+    }
+}
+
+/// The kernel's `bpf_ktime_get_ns`.
+pub(super) fn monotonic_ns() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
+    seconds * SECOND_NS + u64::try_from(now.tv_nsec()).unwrap_or_default()
+}

@@ -1,0 +1,166 @@
+//! Load, attach, fill: the datapath of one router.
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use egress_ebpf::contract::{config_flag, map};
+use egress_ebpf::verdict::Hook as Place;
+
+use super::attach::{self, Attached, Hook, ORDER};
+use super::error::hint;
+use super::maps::{Maps, check_pins};
+use super::{DatapathError, Interfaces, PinDir, Tables, object};
+
+/// Programs loaded, maps pinned.
+pub struct Datapath {
+    pins: PinDir,
+    ebpf: Ebpf,
+    pub(super) maps: Maps,
+    csum_ipv6: bool,
+    fresh: bool,
+}
+
+/// What [`Datapath::install`] and [`Datapath::attach`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// How programs are attached.
+    pub hook: Hook,
+    /// Whether anything was attached or replaced.
+    pub changed: bool,
+}
+
+impl Datapath {
+    /// Loads the programs, and takes over the maps that are pinned already, or makes and pins new ones.
+    ///
+    /// `flows` sizes a new flow table; a pinned one keeps its size. Nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`DatapathError`]'s about the object, the pins and the kernel. Maps that this call pinned are unpinned again.
+    pub fn load(pins: PinDir, flows: u32) -> Result<Self, DatapathError> {
+        let object = object::bytes()?;
+        pins.create()?;
+        let wanted = flows.saturating_mul(2);
+        let entries = check_pins(&pins, wanted)?;
+        let fresh = entries.is_none();
+        Self::load_object(object, &pins, entries.unwrap_or(wanted), fresh).inspect_err(|_| {
+            if fresh {
+                let _ = pins.remove();
+            }
+        })
+    }
+
+    fn load_object(object: &[u8], pins: &PinDir, flow_entries: u32, fresh: bool) -> Result<Self, DatapathError> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(map::FLOWS, flow_entries);
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf =
+            loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
+        for place in ORDER {
+            load_program(&mut ebpf, place.name())?;
+        }
+        let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
+        let maps = Maps::open(pins)?;
+        Ok(Self { pins: pins.clone(), ebpf, maps, csum_ipv6, fresh })
+    }
+
+    /// Whether the maps were made by this process.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Where it is pinned.
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
+    /// Puts tables in force, all at once. Live flows stay.
+    ///
+    /// # Errors
+    ///
+    /// When a map refuses an entry; the tables that were in force then still are.
+    pub fn install(&mut self, tables: &Tables) -> Result<(), DatapathError> {
+        let mut tables = tables.clone();
+        if self.csum_ipv6 {
+            tables.config.flags |= config_flag::CSUM_IPV6;
+        }
+        self.maps.install(&tables)
+    }
+
+    /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one; those that this call newly attached are then detached again.
+    pub fn attach(&mut self, interfaces: &Interfaces, hook: Hook) -> Result<Installed, DatapathError> {
+        let mut done: Vec<Place> = Vec::new();
+        let mut installed = Installed { hook, changed: false };
+        for place in ORDER {
+            let program = program(&mut self.ebpf, place.name())?;
+            match attach::attach(program, place, interfaces, &self.pins, installed.hook) {
+                Ok((attached, how)) => {
+                    installed.hook = how;
+                    installed.changed |= attached != Attached::Unchanged;
+                    if attached == Attached::New {
+                        done.push(place);
+                    }
+                }
+                Err(error) => {
+                    for place in done {
+                        let _ = std::fs::remove_file(self.pins.link(place.name()));
+                        let _ = attach::detach_clsact(place, interfaces);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(installed)
+    }
+
+    /// Takes programs and maps of `pins` away. Idempotent; to be called on a thread inside the router's namespace. Returns
+    /// whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// All of them: a failure does not keep the rest from being removed.
+    pub fn delete(pins: &PinDir, interfaces: &Interfaces) -> Result<bool, Vec<DatapathError>> {
+        let mut errors = Vec::new();
+        let mut found = false;
+        // The entrance first: nothing is translated any more when the guard goes.
+        for place in ORDER.into_iter().rev() {
+            match attach::detach_clsact(place, interfaces) {
+                Ok(detached) => found |= detached,
+                Err(error) => errors.push(error),
+            }
+        }
+        match pins.remove() {
+            Ok(removed) => found |= removed,
+            Err(more) => errors.extend(more),
+        }
+        if errors.is_empty() { Ok(found) } else { Err(errors) }
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let missing = DatapathError::Missing { kind: "program", name };
+    let Some(program) = ebpf.program_mut(name) else { return Err(missing) };
+    program.try_into().map_err(|_wrong_type| missing)
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    program(ebpf, name)?.load().map_err(|source| DatapathError::Program { program: name, hint: hint(&source), source })
+}
+
+/// Runs the probe program once, on a packet of zeros.
+fn probe_csum_ipv6(ebpf: &mut Ebpf) -> Result<bool, DatapathError> {
+    const PROBE: &str = "probe_csum_ipv6";
+    load_program(ebpf, PROBE)?;
+    let frame = [0_u8; 128];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(&frame);
+    let result = program(ebpf, PROBE)?
+        .test_run(options)
+        .map_err(|source| DatapathError::Program { program: PROBE, hint: hint(&source), source })?;
+    Ok(result.return_value == 1)
+}
