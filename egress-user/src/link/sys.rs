@@ -1,0 +1,80 @@
+//! The system calls that no safe crate offers. All unsafe code of the user crate's link room is in this file.
+#![expect(unsafe_code, reason = "sockaddr_ll and SO_NETNS_COOKIE have no safe constructor or getter in nix")]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// The kernel's number for a network namespace, unique since boot (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+/// `ENOPROTOOPT` on older kernels.
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: both pointers are to live locals of the sizes that the kernel is told, and the descriptor is open
+    // for as long as it is borrowed.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(cookie)
+}
+
+/// A raw packet socket that receives frames of one EtherType from one interface, multicast to any group included,
+/// and sends whole frames out of it.
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_RAW`; `ENETDOWN` when the interface is down.
+pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd> {
+    let protocol = ethertype.to_be();
+    // Protocol 0 until bind: otherwise frames of every interface queue up in between.
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the descriptor was just made and has no other owner.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let index = i32::try_from(ifindex).map_err(|_overflow| Errno::ENODEV)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol,
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a live local sockaddr_ll, which is what AF_PACKET expects, and its size is given.
+    let result = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    Errno::result(result)?;
+    // Another host's duplicate address probe goes to a multicast group that this host has not joined.
+    let membership = libc::packet_mreq {
+        mr_ifindex: index,
+        mr_type: libc::PACKET_MR_ALLMULTI as u16,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    // SAFETY: the option's value is a live local packet_mreq, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const membership).cast(),
+            size_of::<libc::packet_mreq>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(socket)
+}
