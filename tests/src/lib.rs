@@ -18,6 +18,8 @@
 //! | [`wait`] | waiting for something to become true, with a limit |
 //! | [`capture`] | every frame that passes an interface |
 //! | [`detector`] | the leak and checksum detector, made of a capture |
+//! | [`probe`] | one packet through one rule, and what became of it |
+//! | [`kernel_nat`] | nftables in the place of the router, for comparison |
 //! | [`router`] | the real `egress-router` binary in the lab |
 //!
 //! Invariants: no fixed name on the system, so labs run side by side; nothing sleeps to wait for another; every wait has
@@ -28,10 +30,13 @@
 pub mod address;
 pub mod capture;
 pub mod detector;
+pub mod endpoint;
 pub mod icmp;
+pub mod kernel_nat;
 pub mod netns;
 pub mod packet;
 pub mod pcap;
+pub mod probe;
 pub mod router;
 mod sys;
 pub mod tcp;

@@ -187,7 +187,7 @@ fn partial(bytes: &[u8]) -> u64 {
 }
 
 /// The one's complement sum of `bytes` and `start`. An odd byte at the end counts as the high half of a word.
-fn sum(bytes: &[u8], start: u64) -> u16 {
+pub(crate) fn sum(bytes: &[u8], start: u64) -> u16 {
     let (even, odd) = bytes.split_at(bytes.len() & !1);
     let mut total = start + partial(even) + odd.first().map_or(0, |byte| u64::from(*byte) << 8);
     while total > 0xffff {

@@ -137,10 +137,10 @@ impl Lab {
                 netns.sysctl(["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"])?;
             }
         }
-        // Everybody but the router, which must do with the defaults, has its link-local addresses at once.
-        let [first, second] = &self.servers;
-        for netns in [&self.client, &self.node, &self.outside, first, second] {
-            netns.sysctl(["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"])?;
+        // Link-local addresses are there at once; with duplicate address detection they would take two seconds, in which
+        // nothing can be resolved. The router gets its default back for the interface that it will make.
+        for netns in self.all() {
+            netns.sysctl(["net.ipv6.conf.default.accept_dad=0"])?;
         }
         self.outside.sysctl(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
     }
@@ -152,6 +152,7 @@ impl Lab {
         if self.options.second_uplink {
             veth((&self.node, SECOND_MASTER), (&self.outside, "s1"), uplink)?;
         }
+        self.router.sysctl(["net.ipv6.conf.default.accept_dad=1"])?;
         for (number, server) in (1..).zip(&self.servers) {
             veth((&self.outside, &format!("o{number}")), (server, "eth0"), 1500)?;
         }
@@ -267,14 +268,11 @@ impl<'a> Lines<'a> {
         Self { options, text: String::new() }
     }
 
+    /// Adds a line, whose family `ip` reads off its addresses.
     fn line(&mut self, family: Family, line: &str) {
-        let flag = match family {
-            Family::V4 => "-4",
-            Family::V6 => "-6",
-        };
         if self.options.has(family) {
             // Writing to a string cannot fail.
-            let _ = writeln!(self.text, "{flag} {line}");
+            let _ = writeln!(self.text, "{line}");
         }
     }
 
