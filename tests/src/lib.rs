@@ -21,6 +21,7 @@
 //! | [`probe`] | one packet through one rule, and what became of it |
 //! | [`kernel_nat`] | nftables in the place of the router, for comparison |
 //! | [`router`] | the real `egress-router` binary in the lab |
+//! | [`interrupt`] | staying until Ctrl-C |
 //!
 //! Invariants: no fixed name on the system, so labs run side by side; nothing sleeps to wait for another; every wait has
 //! a limit; what a crashed run left behind is removed when the next one starts.
@@ -32,6 +33,7 @@ pub mod capture;
 pub mod detector;
 pub mod endpoint;
 pub mod icmp;
+pub mod interrupt;
 pub mod kernel_nat;
 pub mod netns;
 pub mod packet;
