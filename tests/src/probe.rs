@@ -135,15 +135,11 @@ impl Servers {
 
     /// Where the echo request with `payload` was seen; its own addresses, with port zero.
     fn witnessed(&self, payload: &[u8]) -> Result<Seen> {
-        let mut last = None;
-        for (_, witness) in &self.witnesses {
-            // A reply has come, so whichever server it was has seen the request by now.
-            match witness.wait_for(payload, Duration::from_millis(100)) {
-                Ok(echo) => return Ok(Seen { source: any_port(echo.source), server: any_port(echo.destination) }),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.context("no server looks for echo requests")?)
+        // A reply has come, so whichever server it was has seen the request by now.
+        let within = Duration::from_millis(100);
+        let echo = self.witnesses.iter().find_map(|(_, witness)| witness.wait_for(payload, within).ok());
+        let echo = echo.context("a reply came, but no server saw the request")?;
+        Ok(Seen { source: any_port(echo.source), server: any_port(echo.destination) })
     }
 }
 

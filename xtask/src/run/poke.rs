@@ -13,8 +13,8 @@ use crate::workspace;
 pub(super) fn lines(lab: &Lab, router: &Router, probes: &[Probe]) -> String {
     let mut text = String::from("\nthe lab stays; from another terminal, as root:\n");
     // Writing to a string cannot fail, here and below.
-    for probe in probes {
-        let _ = writeln!(text, "  ip netns exec {} {}", lab.client.name(), request(probe));
+    for request in probes.iter().filter_map(request) {
+        let _ = writeln!(text, "  ip netns exec {} {request}", lab.client.name());
     }
     for (netns, what) in [
         (&lab.router, format!("ip -d link show {EXTERNAL_INTERFACE}")),
@@ -33,20 +33,19 @@ pub(super) fn lines(lab: &Lab, router: &Router, probes: &[Probe]) -> String {
     text
 }
 
-/// What tries one probe by hand, with the programs that are here.
-fn request(probe: &Probe) -> String {
+/// What tries one probe by hand, if a program is here that can.
+fn request(probe: &Probe) -> Option<String> {
+    let here = |program| workspace::on_path(program).is_some();
     let (ip, port) = (probe.to.ip(), probe.to.port());
     match probe.kind {
-        Kind::IcmpEcho => format!("ping -c 1 {ip}"),
-        Kind::Tcp if workspace::on_path("curl").is_some() => match Family::of(ip) {
+        Kind::IcmpEcho => here("ping").then(|| format!("ping -c 1 {ip}")),
+        Kind::Tcp if here("curl") => Some(match Family::of(ip) {
             Family::V4 => format!("curl http://{ip}:{port}/"),
             Family::V6 => format!("curl -g 'http://[{ip}]:{port}/'"),
-        },
-        Kind::Udp if workspace::on_path("nc").is_some() => {
-            format!("sh -c 'echo hello | nc -u -w 1 {ip} {port}'")
-        }
+        }),
+        Kind::Udp if here("nc") => Some(format!("sh -c 'echo hello | nc -u -w 1 {ip} {port}'")),
         // Bash alone can do both.
-        Kind::Tcp => format!("bash -c 'exec 3<>/dev/tcp/{ip}/{port}; echo hello >&3; head -n 1 <&3'"),
-        Kind::Udp => format!("bash -c 'exec 3<>/dev/udp/{ip}/{port}; echo hello >&3; head -n 1 <&3'"),
+        Kind::Tcp => Some(format!("bash -c 'exec 3<>/dev/tcp/{ip}/{port}; echo hello >&3; head -n 1 <&3'")),
+        Kind::Udp => Some(format!("bash -c 'exec 3<>/dev/udp/{ip}/{port}; echo hello >&3; head -n 1 <&3'")),
     }
 }
