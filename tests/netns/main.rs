@@ -1,1 +1,5 @@
-//! tests
+//! End to end: real sockets through client, router, node and outside.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
+
+mod lab;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -38,19 +39,19 @@ struct Step {
 const STEPS: &[Step] = &[
     Step {
         name: "Rust for BPF",
-        why: "compiles the BPF object: the BPF target has no ready-made core library, so its source is needed",
+        why: "needed to compile the BPF object; the target has no ready-made core library, so its source is needed too",
         find: || toolchain::find_compiler().map(|compiler| compiler.to_string()),
         install: || apt_install("a Rust compiler with its library source", COMPILER_PACKAGES),
     },
     Step {
         name: "bpf-linker",
-        why: "links the compiler's LLVM bitcode into one BPF object with type information (BTF)",
+        why: "needed to link the compiler's LLVM bitcode into one BPF object with type information (BTF)",
         find: || toolchain::find_linker().map(|linker| format!("{} {LINKER_VERSION}", linker.display())),
         install: install_linker,
     },
     Step {
         name: "lab tools",
-        why: "make the namespaces and links of the lab, switch offloads, and give kernel NAT to compare with",
+        why: "needed to make the lab's namespaces and links, to switch offloads, and for kernel NAT to compare with",
         find: find_lab_tools,
         install: install_lab_tools,
     },
@@ -64,7 +65,7 @@ pub(crate) fn setup(args: &Args) -> Result<ExitCode> {
             Ok(found) => eprintln!("{}: {found}", step.name),
             Err(reason) if args.check => {
                 missing += 1;
-                eprintln!("{}: MISSING: {reason:#}\n  it {}", step.name, step.why);
+                eprintln!("{}: MISSING: {reason:#}\n  {}", step.name, step.why);
             }
             Err(reason) => provide(step, &reason)?,
         }
@@ -91,7 +92,7 @@ pub(crate) fn ensure() -> Result<Toolchain> {
 
 /// Installs one thing and makes sure that it is there now.
 fn provide(step: &Step, reason: &anyhow::Error) -> Result<()> {
-    eprintln!("{}: {reason:#}\n  it {}", step.name, step.why);
+    eprintln!("{}: {reason:#}\n  {}", step.name, step.why);
     (step.install)().with_context(|| format!("install {}", step.name))?;
     let found = (step.find)().with_context(|| format!("{} was installed but does not do", step.name))?;
     eprintln!("{}: {found}", step.name);
@@ -144,7 +145,7 @@ fn install_lab_tools() -> Result<()> {
 /// When this is not Debian or we are not root, and when a package cannot be had; each with the command to run by hand.
 fn apt_install(what: &str, packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
-    let by_hand = format!("apt-get update && apt-get install --no-install-recommends {list}");
+    let by_hand = format!("by hand: apt-get update && apt-get install --no-install-recommends {list}");
     let Some(apt) = workspace::on_path("apt-get") else {
         bail!(
             "{what}: this system has no apt-get, and set-up knows only Debian 12's packages ({list}). Elsewhere: \
@@ -155,24 +156,33 @@ fn apt_install(what: &str, packages: &[&str]) -> Result<()> {
         );
     };
     if !egress_lab::is_root() {
-        bail!("{what}: installing {list} needs root; by hand: sudo sh -c '{by_hand}'");
+        bail!("{what}: installing {list} needs root; {by_hand}");
     }
-    progress::run("refresh the package lists", apt_get(&apt).arg("update"))
-        .with_context(|| format!("{what}: no package lists; is the network there? by hand: {by_hand}"))?;
+    refresh_lists(&apt).with_context(|| format!("{what}: no package lists; is the network there? {by_hand}"))?;
     for package in packages {
         let policy = toolchain::output(Command::new("apt-cache").env("LC_ALL", "C").args(["policy", package]))?;
         if !policy.lines().any(|line| line.trim().starts_with("Candidate: ") && !line.contains("(none)")) {
             bail!(
                 "{what}: no package source offers {package}; Debian 12 has it in main and in its security archive: \
-                 `deb http://security.debian.org/debian-security bookworm-security main` in /etc/apt/sources.list, \
-                 then {by_hand}"
+                 `deb http://security.debian.org/debian-security bookworm-security main` in /etc/apt/sources.list; \
+                 {by_hand}"
             );
         }
     }
     let mut install = apt_get(&apt);
     // Never push out what the user has (Debian's own rustc conflicts with rustc-web): apt stops and names it.
     install.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
-    progress::run(&format!("install {list}"), &mut install).with_context(|| format!("{what}; by hand: {by_hand}"))
+    progress::run(&format!("install {list}"), &mut install).with_context(|| format!("{what}; {by_hand}"))
+}
+
+/// Fetches the package lists, once a run.
+fn refresh_lists(apt: &Path) -> Result<()> {
+    static FRESH: AtomicBool = AtomicBool::new(false);
+    if !FRESH.load(Ordering::Relaxed) {
+        progress::run("refresh the package lists", apt_get(apt).arg("update"))?;
+        FRESH.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 fn apt_get(apt: &Path) -> Command {

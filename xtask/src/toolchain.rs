@@ -65,8 +65,11 @@ fn rustup_bin(toolchain: &str) -> Result<PathBuf> {
     let mut command = workspace::foreign_command(&rustup);
     // `rustup which` would otherwise try to download a toolchain that is not there.
     command.env("RUSTUP_AUTO_INSTALL", "0").args(["which", "--toolchain", toolchain, "rustc"]);
-    let rustc = output(&mut command).map_err(|error| error.context(format!("no {toolchain} toolchain in rustup")))?;
-    let rustc = PathBuf::from(rustc.trim());
+    let found = command.output().with_context(|| format!("start `{}`", workspace::shown(&command)))?;
+    if !found.status.success() {
+        bail!("rustup has no {toolchain}");
+    }
+    let rustc = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
     rustc.parent().map(Path::to_path_buf).with_context(|| format!("{} has no directory", rustc.display()))
 }
 

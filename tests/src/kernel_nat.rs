@@ -1,0 +1,117 @@
+//! The kernel's own NAT in the router's place: the rules as the original writes them, for nftables.
+//!
+//! It is what the router is compared with, and it proves the lab: what the kernel's NAT cannot pass, no router could.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::address::{GATEWAY, Host};
+use crate::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, MASTER};
+use crate::{Family, Lab, wait_until};
+
+/// One redirect rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// The router's port.
+    pub port: u16,
+    /// Where it leads to; its family is the rule's.
+    pub destination: IpAddr,
+    /// The destination's port, when it is another one.
+    pub target_port: Option<u16>,
+}
+
+/// What the kernel shall do.
+#[derive(Debug, Clone, Default)]
+pub struct KernelNat {
+    /// The rules, of either family.
+    pub rules: Vec<Rule>,
+    /// Where everything else goes, at most one a family.
+    pub fallback: Vec<IpAddr>,
+    /// The router's addresses outside; none leaves the source as it is, which a detector must find.
+    pub snat: Option<Host>,
+}
+
+impl KernelNat {
+    /// Makes `net1` as the original does, with the address `external`, and gives the rules to nftables.
+    ///
+    /// # Errors
+    /// When a tool is missing or the kernel refuses; the error names the command.
+    pub fn install(&self, lab: &Lab, external: Host) -> Result<()> {
+        make_link(lab, external).with_context(|| format!("make {EXTERNAL_INTERFACE} on {MASTER}"))?;
+        lab.router.sysctl(["net.ipv4.ip_forward=1"])?;
+        for family in &lab.options.families {
+            if *family == Family::V6 {
+                lab.router.sysctl(["net.ipv6.conf.all.forwarding=1"])?;
+            }
+            lab.router.nft(&self.table(*family))?;
+        }
+        // Until its link-local address is sure, the router asks for no neighbour, and IPv6 requests wait.
+        wait_until("duplicate address detection to end", Duration::from_secs(10), || {
+            lab.router.ip(["address", "show", "tentative"]).is_ok_and(|text| text.is_empty())
+        })
+    }
+
+    fn table(&self, family: Family) -> String {
+        let name = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        let mut text =
+            format!("table {name} egress_cni {{\n chain prerouting {{\n  type nat hook prerouting priority dstnat;\n");
+        let to = format!("iif {CLUSTER_INTERFACE}");
+        for rule in self.rules.iter().filter(|rule| Family::of(rule.destination) == family) {
+            let target = match (rule.target_port, rule.destination) {
+                (Some(port), IpAddr::V4(ip)) => format!("{ip}:{port}"),
+                (Some(port), IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+                (None, ip) => ip.to_string(),
+            };
+            // Writing to a string cannot fail, here and below.
+            let _ = writeln!(text, "  {to} {} dport {} dnat to {target};", rule.protocol, rule.port);
+        }
+        for ip in self.fallback.iter().filter(|ip| Family::of(**ip) == family) {
+            // Neighbour discovery comes in by the same interface, and must stay.
+            let spared = if family == Family::V6 { "icmpv6 type != { 133-137 } " } else { "" };
+            let _ = writeln!(text, "  {to} meta l4proto {{ tcp, udp }} dnat to {ip};");
+            let icmp = if family == Family::V6 { "icmpv6" } else { "icmp" };
+            let _ = writeln!(text, "  {to} meta l4proto {icmp} {spared}dnat to {ip};");
+        }
+        text.push_str(" }\n chain postrouting {\n  type nat hook postrouting priority srcnat;\n");
+        if let Some(host) = self.snat {
+            let _ = writeln!(text, "  oif {EXTERNAL_INTERFACE} snat to {};", host.ip(family));
+        }
+        text.push_str(" }\n}\n");
+        text
+    }
+}
+
+fn make_link(lab: &Lab, external: Host) -> Result<()> {
+    lab.node.ip([
+        "link",
+        "add",
+        "link",
+        MASTER,
+        "name",
+        EXTERNAL_INTERFACE,
+        "netns",
+        lab.router.name(),
+        "type",
+        "macvlan",
+        "mode",
+        "bridge",
+    ])?;
+    lab.router.ip(["link", "set", EXTERNAL_INTERFACE, "up"])?;
+    for family in &lab.options.families {
+        let (address, gateway) = (external.ip(*family), GATEWAY.ip(*family));
+        let lines = match family {
+            Family::V4 => format!("address add {address}/24 dev {EXTERNAL_INTERFACE}"),
+            Family::V6 => format!("address add {address}/64 dev {EXTERNAL_INTERFACE} nodad"),
+        };
+        lab.router.ip_lines(&format!("{lines}\nroute replace default via {gateway} dev {EXTERNAL_INTERFACE}\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! The few socket calls that nix has no safe wrapper for.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::libc;
+
+/// Binds a packet socket to one interface, for every protocol.
+pub(crate) fn bind_packet(socket: &OwnedFd, ifindex: u32) -> io::Result<()> {
+    let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+    // SAFETY: sockaddr_ll is plain integers, for which all zeros is a value.
+    let mut address = unsafe { std::mem::zeroed::<libc::sockaddr_ll>() };
+    address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
+    address.sll_protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
+    address.sll_ifindex = ifindex;
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a sockaddr_ll that lives through the call, and the length is its size.
+    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Keeps frames that this machine sends out of a packet socket.
+pub(crate) fn ignore_outgoing(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to an int that lives through the call, and the length is its size.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_IGNORE_OUTGOING,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// How many frames a packet socket had no room for since the last call.
+pub(crate) fn packet_drops(socket: &OwnedFd) -> io::Result<u64> {
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tpacket_stats>()).map_err(io::Error::other)?;
+    // SAFETY: both pointers are to locals that live through the call, and the length is the first one's size.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics.tp_drops.into()) }
+}
