@@ -1,1 +1,21 @@
-//! agent
+//! The agent: makes the system what a specification asks for, and keeps it so.
+//!
+//! [`Router`] knows one router's place and puts a [`Desired`](crate::compile::Desired) state into effect there, all of it or
+//! nothing. [`run`] does so again and again: for every edit of the file, for drift, until a signal.
+//!
+//! Order of an apply, and why:
+//! 1. plan the link: whatever makes the wanted state impossible is found before anything is changed;
+//! 2. load the programs, make the external interface: down, without addresses;
+//! 3. fill the tables and switch to them, attach the programs: from here on every packet is looked at;
+//! 4. claim addresses, routes and forwarding: from here on there are packets.
+//!
+//! A step that fails takes back what was done before it, last first.
+
+mod error;
+mod router;
+mod run;
+mod watch;
+
+pub use error::AgentError;
+pub use router::{Applied, REPLY_MARK, Router, Setup};
+pub use run::{OnExit, Options, run};

@@ -17,6 +17,7 @@ pub struct Datapath {
     pub(super) maps: Maps,
     csum_ipv6: bool,
     fresh: bool,
+    previous: Option<u8>,
 }
 
 /// What [`Datapath::install`] and [`Datapath::attach`] did.
@@ -62,7 +63,7 @@ impl Datapath {
         }
         let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
         let maps = Maps::open(pins)?;
-        Ok(Self { pins: pins.clone(), ebpf, maps, csum_ipv6, fresh })
+        Ok(Self { pins: pins.clone(), ebpf, maps, csum_ipv6, fresh, previous: None })
     }
 
     /// Whether the maps were made by this process.
@@ -75,17 +76,27 @@ impl Datapath {
         &self.pins
     }
 
-    /// Puts tables in force, all at once. Live flows stay.
+    /// Puts tables in force, all at once. Live flows stay. Returns whether that changed anything.
     ///
     /// # Errors
     ///
     /// When a map refuses an entry; the tables that were in force then still are.
-    pub fn install(&mut self, tables: &Tables) -> Result<(), DatapathError> {
+    pub fn install(&mut self, tables: &Tables) -> Result<bool, DatapathError> {
         let mut tables = tables.clone();
         if self.csum_ipv6 {
             tables.config.flags |= config_flag::CSUM_IPV6;
         }
-        self.maps.install(&tables)
+        self.previous = self.maps.install(&tables)?;
+        Ok(self.previous.is_some())
+    }
+
+    /// Puts the tables in force again that were before the last [`install`](Self::install).
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be written.
+    pub fn restore(&mut self) -> Result<(), DatapathError> {
+        self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
     /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).

@@ -113,39 +113,60 @@ impl Maps {
             .collect()
     }
 
-    /// Puts tables in force: fills the generation that is not, then switches. On an error the old ones stay in force.
-    pub(super) fn install(&mut self, tables: &Tables) -> Result<(), DatapathError> {
+    /// Puts tables in force: fills the generation that is not, then switches. Returns the generation that was in force, or
+    /// nothing if it says the same already. On an error the old tables stay in force.
+    pub(super) fn install(&mut self, tables: &Tables) -> Result<Option<u8>, DatapathError> {
         let old = self.generation()?;
         let new = old ^ 1;
-        self.clear(new)?;
         let mut config = tables.config;
-        self.install_addresses(tables, &mut config, old, new)?;
+        let cluster = assign_indices(tables.addresses(Side::Cluster), &self.indices(Side::Cluster, old)?);
+        let external = assign_indices(tables.addresses(Side::External), &self.indices(Side::External, old)?);
+        fill_slots(&mut config, &tables.snat, &external);
+        let sides = [(Side::Cluster, cluster), (Side::External, external)];
+        if self.says(tables, &config, &sides)? {
+            return Ok(None);
+        }
+        self.clear(new)?;
+        for (side, indices) in &sides {
+            self.write_addresses(*side, indices, new)?;
+        }
         for (family, protocol, port, value) in &tables.rules {
-            let key =
-                RuleKey { generation: new, family: *family, protocol: *protocol, pad: 0, port: *port, pad2: 0 };
+            let key = RuleKey { generation: new, family: *family, protocol: *protocol, pad: 0, port: *port, pad2: 0 };
             self.rules.insert(array_of(&key), array_of(value), 0).map_err(failed("write", map::RULES))?;
         }
         self.config.set(u32::from(new), array_of(&config), 0).map_err(failed("write", map::CONFIG))?;
-        self.active.set(0, u32::from(new), 0).map_err(failed("write", map::ACTIVE))
+        self.switch(new)?;
+        Ok(Some(old))
     }
 
-    /// Enters addresses under the new generation. One that had an index keeps it; others get numbers that nobody had.
-    fn install_addresses(&mut self, tables: &Tables, config: &mut Config, old: u8, new: u8) -> Result<(), DatapathError> {
-        for side in [Side::Cluster, Side::External] {
-            let known = self.indices(side, old)?;
-            let indices = assign_indices(tables.addresses(side), &known);
-            for (addr, index) in &indices {
-                let key = AddressKey { addr: *addr, side: side as u8, generation: new, pad: [0; 2] };
-                self.sources
-                    .set(source_index(side, *index), array_of(addr), 0)
-                    .map_err(failed("write", map::SOURCES))?;
-                self.addresses
-                    .insert(array_of(&key), u32::from(*index), 0)
-                    .map_err(failed("write", map::ADDRESSES))?;
+    /// Puts a generation in force.
+    pub(super) fn switch(&mut self, generation: u8) -> Result<(), DatapathError> {
+        self.active.set(0, u32::from(generation), 0).map_err(failed("write", map::ACTIVE))
+    }
+
+    /// Whether the generation in force is these tables already.
+    fn says(&self, tables: &Tables, config: &Config, sides: &[(Side, Vec<(Addr, u8)>)]) -> Result<bool, DatapathError> {
+        if bytes_of(&self.config()?) != bytes_of(config) {
+            return Ok(false);
+        }
+        let generation = self.generation()?;
+        for (side, indices) in sides {
+            if self.indices(*side, generation)? != indices.iter().copied().collect() {
+                return Ok(false);
             }
-            if side == Side::External {
-                fill_slots(config, &tables.snat, &indices);
-            }
+        }
+        let id = |key: &RuleKey| (key.family, key.protocol, key.port);
+        let present: Indices<_, RuleValue> = self.rules()?.into_iter().map(|(key, value)| (id(&key), value)).collect();
+        let wanted = tables.rules.iter().map(|(family, protocol, port, value)| ((*family, *protocol, *port), *value));
+        Ok(present == wanted.collect())
+    }
+
+    fn write_addresses(&mut self, side: Side, indices: &[(Addr, u8)], generation: u8) -> Result<(), DatapathError> {
+        for (addr, index) in indices {
+            let key = AddressKey { addr: *addr, side: side as u8, generation, pad: [0; 2] };
+            let source = source_index(side, *index);
+            self.sources.set(source, array_of(addr), 0).map_err(failed("write", map::SOURCES))?;
+            self.addresses.insert(array_of(&key), u32::from(*index), 0).map_err(failed("write", map::ADDRESSES))?;
         }
         Ok(())
     }

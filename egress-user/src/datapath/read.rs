@@ -1,7 +1,8 @@
 //! Read a datapath that is installed, whoever installed it.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use bytemuck::pod_read_unaligned;
 use egress_ebpf::addr::{Addr, Port};
@@ -11,7 +12,9 @@ use serde::Serialize;
 
 use super::flows::protocol_name;
 use super::maps::{Maps, failed};
-use super::{Datapath, DatapathError, FlowRow, PinDir, Swept};
+use super::tables::rule_entries;
+use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept};
+use crate::compile::RuleTable;
 
 /// A rule in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -159,6 +162,29 @@ impl Maps {
     fn source(&self, side: Side, slot: u8) -> Result<Addr, DatapathError> {
         let bytes = self.sources.get(&source_index(side, slot), 0).map_err(failed("read", map::SOURCES))?;
         Ok(pod_read_unaligned(&bytes))
+    }
+}
+
+impl RuleRow {
+    /// The rows that a rule table has once it is in force.
+    pub fn of(table: &RuleTable) -> Vec<Self> {
+        let entries = rule_entries(table, &Settings::default());
+        let key = |family, protocol, port| RuleKey { generation: 0, family, protocol, pad: 0, port, pad2: 0 };
+        entries.iter().map(|(family, protocol, port, value)| rule_row(&key(*family, *protocol, *port), value)).collect()
+    }
+}
+
+impl fmt::Display for RuleRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{port}/{} IPv{}", self.protocol, self.family)?,
+            None => write!(f, "any other IPv{}", self.family)?,
+        }
+        match (self.destination, self.target_port) {
+            (Some(address), Some(port)) => write!(f, " to {}", SocketAddr::new(address, port)),
+            (Some(address), None) => write!(f, " to {address}"),
+            (None, _) => f.write_str(" to the pod itself"),
+        }
     }
 }
 

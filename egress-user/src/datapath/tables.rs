@@ -126,7 +126,8 @@ impl Tables {
     }
 }
 
-fn rule_entries(table: &RuleTable, settings: &Settings) -> Vec<(u8, u8, Port, RuleValue)> {
+/// Family, protocol, port and value of every entry of a rule table.
+pub(super) fn rule_entries(table: &RuleTable, settings: &Settings) -> Vec<(u8, u8, Port, RuleValue)> {
     let local = RuleValue {
         destination: Addr::UNSPECIFIED,
         target_port: Port::NONE,

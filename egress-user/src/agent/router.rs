@@ -1,0 +1,230 @@
+//! One router: apply a desired state, take it away, read it.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use egress_ebpf::contract::{Direction, Mark};
+
+use super::AgentError;
+use crate::compile::Desired;
+use crate::datapath::{Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Swept, Tables};
+use crate::link::{self, Change, Observed, Place};
+
+/// Where a router is, and how it is to work.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Its namespaces and interfaces.
+    pub place: Place,
+    /// Directory for pins.
+    pub bpffs: PathBuf,
+    /// How programs are attached.
+    pub hook: Hook,
+    /// Settings of the datapath.
+    pub settings: Settings,
+}
+
+/// The mark that the datapath leaves on replies on the slow path, for the link's routing rules.
+pub const REPLY_MARK: link::Mark = {
+    let all = Mark::new(Direction::Reply, 0, egress_ebpf::addr::Port::NONE).0;
+    link::Mark { value: all, mask: 0xff00_0000 }
+};
+
+/// One router.
+pub struct Router {
+    setup: Setup,
+    pins: PinDir,
+    record: PathBuf,
+    datapath: Option<Datapath>,
+}
+
+/// What an apply did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Changes of the link, in order.
+    pub link: Vec<Change>,
+    /// Whether a program was attached or replaced.
+    pub programs: bool,
+    /// Whether the tables changed.
+    pub tables: bool,
+    /// The addresses that the router now speaks for.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Applied {
+    /// Whether everything was as wanted already.
+    pub fn is_unchanged(&self) -> bool {
+        self.link.is_empty() && !self.programs && !self.tables
+    }
+}
+
+impl Router {
+    /// A router at this place. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the router's namespace cannot be entered.
+    pub fn new(setup: Setup) -> Result<Self, AgentError> {
+        let cookie = setup.place.router.cookie()?;
+        let pins = PinDir::new(&setup.bpffs, cookie);
+        let record = Path::new("/run/egress-router").join(format!("{cookie}.json"));
+        Ok(Self { setup, pins, record, datapath: None })
+    }
+
+    /// Its place.
+    pub fn place(&self) -> &Place {
+        &self.setup.place
+    }
+
+    /// The installed datapath, for reading.
+    ///
+    /// # Errors
+    ///
+    /// When none is installed.
+    pub fn reader(&self) -> Result<Reader, AgentError> {
+        Ok(Reader::open(&self.pins)?)
+    }
+
+    /// What [`apply`](Self::apply) would change of the link.
+    ///
+    /// # Errors
+    ///
+    /// Whatever makes the wanted state impossible.
+    pub fn plan(&self, desired: &Desired) -> Result<link::Plan, AgentError> {
+        Ok(link::plan(&self.setup.place, &desired.router, &desired.link)?)
+    }
+
+    /// Puts a desired state into effect: all of it, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// Any. What was in force before still is, except where [`AgentError::NotUndone`] says otherwise.
+    pub fn apply(&mut self, desired: &Desired) -> Result<Applied, AgentError> {
+        let plan = self.plan(desired)?;
+        let kept = self.datapath.take();
+        let was_running = kept.is_some();
+        let mut datapath = match kept {
+            Some(datapath) => datapath,
+            None => Datapath::load(self.pins.clone(), self.setup.settings.flows)?,
+        };
+        let fresh = datapath.is_fresh() && !was_running;
+        let place = self.setup.place.clone();
+        let mut link = match link::prepare(&place, plan, &self.record) {
+            Ok(link) => link,
+            Err(error) => {
+                if fresh {
+                    let _ = self.pins.remove();
+                } else {
+                    self.datapath = Some(datapath);
+                }
+                return Err(error.into());
+            }
+        };
+        match self.bring_up(&mut datapath, &mut link, desired) {
+            Ok(applied) => {
+                self.datapath = Some(datapath);
+                Ok(applied)
+            }
+            Err(failed) => Err(self.take_back(datapath, link, fresh, failed)),
+        }
+    }
+
+    /// Steps 3 and 4 of an apply.
+    fn bring_up(
+        &self,
+        datapath: &mut Datapath,
+        link: &mut link::Applied,
+        desired: &Desired,
+    ) -> Result<Applied, AgentError> {
+        let place = &self.setup.place;
+        let observed = link::observe(place)?;
+        let interfaces = interfaces(place, &observed, desired);
+        let settings = Settings { ephemeral_ports: observed.local_ports, ..self.setup.settings.clone() };
+        let tables = Tables::new(&desired.rules, &settings, &interfaces)?;
+        let changed = datapath.install(&tables)?;
+        let hook = self.setup.hook;
+        let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
+        link.claim()?;
+        Ok(Applied {
+            link: link.done().to_vec(),
+            programs: installed.changed,
+            tables: changed,
+            addresses: interfaces.snat,
+        })
+    }
+
+    /// After a failed apply: the link as it was, then the tables, or all of the datapath if it is new.
+    fn take_back(&mut self, mut datapath: Datapath, link: link::Applied, fresh: bool, failed: AgentError) -> AgentError {
+        let undone = link.undo().err().unwrap_or_default();
+        let mut not_undone: Vec<AgentError> = undone.into_iter().map(AgentError::from).collect();
+        if fresh {
+            drop(datapath);
+            not_undone.extend(self.delete_datapath().err().unwrap_or_default());
+        } else {
+            not_undone.extend(datapath.restore().err().map(AgentError::from));
+            self.datapath = Some(datapath);
+        }
+        if not_undone.is_empty() { failed } else { AgentError::NotUndone { failed: Box::new(failed), not_undone } }
+    }
+
+    /// Takes everything away. Idempotent. Returns whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// All of them, in one: a failure does not keep the rest from being taken away.
+    pub fn delete(&mut self) -> Result<bool, AgentError> {
+        self.datapath = None;
+        let mut errors = Vec::new();
+        // The link first: as long as there are addresses and forwarding, the programs stay.
+        let link = link::delete(&self.setup.place, &self.record).unwrap_or_else(|failed| {
+            errors.extend(failed.into_iter().map(AgentError::from));
+            Vec::new()
+        });
+        let datapath = self.delete_datapath().unwrap_or_else(|failed| {
+            errors.extend(failed);
+            false
+        });
+        if errors.is_empty() { Ok(!link.is_empty() || datapath) } else { Err(AgentError::Delete(errors)) }
+    }
+
+    fn delete_datapath(&self) -> Result<bool, Vec<AgentError>> {
+        let place = &self.setup.place;
+        let interface = |name: &str| Interface { name: name.to_owned(), index: 0, addresses: Vec::new() };
+        let interfaces = Interfaces {
+            cluster: interface(&place.cluster_interface),
+            external: interface(&place.external_interface),
+            snat: Vec::new(),
+        };
+        let deleted = place.router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
+        deleted.map_err(|errors| errors.into_iter().map(AgentError::from).collect())
+    }
+
+    /// Removes flows that are over.
+    ///
+    /// # Errors
+    ///
+    /// When the flow table cannot be read or written.
+    pub fn sweep(&mut self) -> Result<Swept, AgentError> {
+        match &mut self.datapath {
+            Some(datapath) => Ok(datapath.sweep()?),
+            None => Ok(Swept::default()),
+        }
+    }
+}
+
+fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfaces {
+    let addresses = |interface: &link::Interface| interface.addresses.iter().map(|held| held.net.addr()).collect();
+    let snat: Vec<IpAddr> = desired.link.addresses.iter().map(|address| address.net.addr()).collect();
+    Interfaces {
+        cluster: Interface {
+            name: place.cluster_interface.clone(),
+            index: observed.cluster.index,
+            addresses: addresses(&observed.cluster),
+        },
+        external: Interface {
+            name: place.external_interface.clone(),
+            index: observed.external.as_ref().map_or(0, |external| external.index),
+            addresses: snat.clone(),
+        },
+        snat,
+    }
+}

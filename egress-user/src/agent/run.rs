@@ -1,0 +1,182 @@
+//! The long-running agent.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::block_in_place;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, error, info, warn};
+
+use super::error::Chain;
+use super::watch::Watch;
+use super::{AgentError, Applied, Router};
+use crate::compile::{Desired, desired_from_file};
+use crate::link;
+
+/// What to leave behind at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// Everything goes on working.
+    Keep,
+    /// Everything is taken away.
+    Remove,
+}
+
+/// What [`run`] follows.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The specification.
+    pub file: PathBuf,
+    /// Which router of it.
+    pub router: Option<String>,
+    /// What to leave behind.
+    pub on_exit: OnExit,
+}
+
+/// How often flows that are over are removed.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How often the system is compared with what it should be.
+const REPAIR: Duration = Duration::from_secs(10);
+/// An editor writes in several steps; one look after the last is enough.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Follows the specification until a signal. `desired` is what the file says now; `ready` is called once, when packets would
+/// be translated.
+///
+/// # Errors
+///
+/// When the first apply fails. Later ones are logged: what was in force stays in force.
+pub async fn run(
+    mut router: Router,
+    desired: Desired,
+    options: Options,
+    ready: impl FnOnce(),
+) -> Result<(), AgentError> {
+    let mut signals = Signals::new()?;
+    let mut watch = Watch::new(&options.file)?;
+    let applied = block_in_place(|| router.apply(&desired))?;
+    report(&desired, &applied);
+    announce(&router, &applied);
+    ready();
+
+    let mut desired = desired;
+    let mut sweep = interval(SWEEP);
+    let mut repair = interval(REPAIR);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = watch.changed() => {
+                tokio::time::sleep(SETTLE).await;
+                reload(&mut router, &mut desired, &options);
+            }
+            _ = signals.hangup.recv() => reload(&mut router, &mut desired, &options),
+            _ = signals.interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = sweep.tick() => sweep_flows(&mut router),
+            _ = repair.tick() => repair_drift(&mut router, &desired),
+        }
+    }
+    if options.on_exit == OnExit::Remove {
+        block_in_place(|| router.delete())?;
+        info!("removed");
+    } else {
+        info!("ended; the datapath goes on");
+    }
+    Ok(())
+}
+
+/// Reads the file again and applies it if it says something else. A file that cannot be applied changes nothing.
+fn reload(router: &mut Router, desired: &mut Desired, options: &Options) {
+    let (new, warnings) = match desired_from_file(&options.file, options.router.as_deref()) {
+        Ok(read) => read,
+        Err(refused) => {
+            error!(file = %options.file.display(), "edit refused, the last good specification stays in force: {}", Chain(&refused));
+            return;
+        }
+    };
+    if new == *desired {
+        return;
+    }
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    if new.router != desired.router {
+        error!("edit refused: the file now describes {}, this agent runs {}", new.router, desired.router);
+        return;
+    }
+    match block_in_place(|| router.apply(&new)) {
+        Ok(applied) => {
+            *desired = new;
+            report(desired, &applied);
+            announce(router, &applied);
+        }
+        Err(failed) => error!("edit not applied, the last good specification stays in force: {}", Chain(&failed)),
+    }
+}
+
+fn sweep_flows(router: &mut Router) {
+    match block_in_place(|| router.sweep()) {
+        Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
+        Ok(_) => {}
+        Err(failed) => warn!("sweep: {}", Chain(&failed)),
+    }
+}
+
+fn repair_drift(router: &mut Router, desired: &Desired) {
+    match block_in_place(|| router.apply(desired)) {
+        Ok(applied) if applied.is_unchanged() => {}
+        Ok(applied) => {
+            warn!("the system had drifted and was put right");
+            report(desired, &applied);
+            announce(router, &applied);
+        }
+        Err(failed) => error!("the system has drifted and could not be put right: {}", Chain(&failed)),
+    }
+}
+
+fn report(desired: &Desired, applied: &Applied) {
+    for change in &applied.link {
+        info!("{change}");
+    }
+    info!(
+        router = %desired.router,
+        rules = desired.rules.rules.len(),
+        programs_changed = applied.programs,
+        tables_changed = applied.tables,
+        "applied"
+    );
+}
+
+/// Tells the network, in the background, when the link has changed.
+fn announce(router: &Router, applied: &Applied) {
+    if applied.link.is_empty() {
+        return;
+    }
+    let place = router.place();
+    let (netns, interface, addresses) =
+        (place.router.clone(), place.external_interface.clone(), applied.addresses.clone());
+    tokio::spawn(async move {
+        if let Err(failed) = link::announce_rounds(netns, interface, addresses).await {
+            warn!("announce: {}", Chain(&failed));
+        }
+    });
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, AgentError> {
+        let on = |kind| signal(kind).map_err(|source| AgentError::SetUp { what: "signal handlers", source });
+        Ok(Self {
+            hangup: on(SignalKind::hangup())?,
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+        })
+    }
+}
