@@ -1,2 +1,5 @@
-//! bin
-fn main() {}
+//! The `egress-router` binary; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    egress_user::cli::main()
+}

@@ -1,13 +1,25 @@
 //! From a specification to the state that the system should be in.
 //!
 //! Everything here is pure data: the link room turns a [`LinkPlan`] into netlink requests, the datapath room a
-//! [`RuleTable`] into map entries. Neither looks at the specification again.
+//! [`RuleTable`] into map entries. Neither looks at the specification again. A [`Desired`] comes from a [`ValidRouter`]
+//! and from nothing else, so that whoever holds one need not check anything a second time.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use serde::Serialize;
+
+use crate::spec::{DEFAULT_NAMESPACE, ValidRouter};
+
+mod diff;
+mod file;
+
+pub use diff::{FallbackChange, RuleChange, RuleChanges, diff};
+pub use file::{SpecError, desired_from_file};
+
+pub use crate::spec::{MacvlanMode, Protocol};
 
 /// All that one `EgressRouter` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -49,20 +61,6 @@ pub struct Address {
     pub gateway: Option<IpAddr>,
 }
 
-/// Mode of a macvlan interface, named as in the API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-pub enum MacvlanMode {
-    /// Macvlans of one master talk to each other directly.
-    #[default]
-    Bridge,
-    /// Macvlans of one master never talk to each other.
-    Private,
-    /// Everything goes through the switch, which has to reflect it.
-    Vepa,
-    /// The one macvlan takes the master's own MAC address.
-    Passthru,
-}
-
 /// Rules and fallback.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RuleTable {
@@ -87,14 +85,48 @@ pub struct Rule {
     pub target_port: Option<NonZeroU16>,
 }
 
-/// Transport protocol of a rule, named as in the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// IP protocol 6.
-    Tcp,
-    /// IP protocol 17.
-    Udp,
-    /// IP protocol 132.
-    Sctp,
+impl Rule {
+    /// Port on the destination.
+    pub fn destination_port(&self) -> NonZeroU16 {
+        self.target_port.unwrap_or(self.port)
+    }
+}
+
+impl fmt::Display for RouterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = SocketAddr::new(self.destination, self.destination_port().get());
+        write!(f, "{}/{} -> {to}", self.port, self.protocol)
+    }
+}
+
+/// The state that a router asks for.
+pub fn compile(valid: &ValidRouter) -> Desired {
+    let router = valid.router();
+    let spec = &router.spec;
+    let macvlan = &spec.network_interface.macvlan;
+    let rules = (0..).zip(&spec.redirect.redirect_rules).map(|(index, rule)| Rule {
+        index,
+        protocol: rule.protocol,
+        port: rule.port,
+        destination: rule.destination_ip,
+        target_port: rule.target_port,
+    });
+    Desired {
+        router: RouterName {
+            namespace: router.metadata.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+            name: router.metadata.name.clone(),
+        },
+        link: LinkPlan {
+            master: macvlan.master.clone(),
+            mode: macvlan.mode,
+            addresses: valid.addresses().map(|(net, gateway)| Address { net, gateway }).collect(),
+        },
+        rules: RuleTable { rules: rules.collect(), fallback: spec.redirect.fallback_ip },
+    }
 }

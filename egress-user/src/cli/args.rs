@@ -1,0 +1,393 @@
+//! The arguments of every command, parsed to types at the edge.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::builder::TypedValueParser as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::output::Format;
+use super::values::{ExistingFlows, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a specification is wrong
+  2  the command line is wrong
+  3  the system refused, or is not as it has to be";
+
+const EXAMPLES: &str = "\
+Examples:
+  egress-router validate router.yaml
+  egress-router plan --spec router.yaml --netns router
+  egress-router run --spec router.yaml
+  egress-router flows -o json";
+
+/// Redirects connections to external hosts, from stable source addresses, as an EgressRouter specification says.
+#[derive(Debug, Parser)]
+#[command(name = "egress-router", version, max_term_width = 100, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Least level of the messages on standard error.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "LEVEL")]
+    pub log_level: LogLevel,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check specifications and show every problem in its place.
+    #[command(after_help = "\
+Examples:
+  egress-router validate router.yaml other.json
+  kubectl get egressrouter NAME -o yaml | egress-router validate -
+  egress-router validate -o short router.yaml    (one line a problem, for editors)
+
+Exits with 1 when there is an error; warnings alone are no failure.")]
+    Validate(Validate),
+
+    /// Show what `apply` would change: the link, its routes, the rules.
+    #[command(after_help = "\
+Example:
+  egress-router plan --spec router.yaml --netns router")]
+    Plan(Plan),
+
+    /// Apply a specification, keep it applied and follow the file's edits, until a signal.
+    #[command(after_help = "\
+Examples:
+  egress-router run --spec router.yaml
+  egress-router run --spec router.yaml --netns router --local-port tcp/9090 --on-exit remove
+
+Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it.")]
+    Run(Run),
+
+    /// Apply a specification once and exit; what it set up goes on working.
+    #[command(after_help = "\
+Example:
+  egress-router apply --spec router.yaml --netns router
+
+Applying the same specification again changes nothing.")]
+    Apply(Apply),
+
+    /// Take away everything that `run` or `apply` set up; nothing there is fine too.
+    #[command(after_help = "\
+Example:
+  egress-router delete --netns router")]
+    Delete(Delete),
+
+    /// Show whether the router works: its link, its programs, its tables.
+    Status(Show),
+
+    /// Show the rules in force, with the packets that each has taken.
+    Rules(Show),
+
+    /// Show the live flows.
+    Flows(Show),
+
+    /// Show how many packets were dropped, by reason.
+    Drops(Show),
+
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Example:
+  egress-router completions bash > /etc/bash_completion.d/egress-router")]
+    Completions(Completions),
+}
+
+/// The command's name, for messages.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Validate(_) => "validate",
+            Self::Plan(_) => "plan",
+            Self::Run(_) => "run",
+            Self::Apply(_) => "apply",
+            Self::Delete(_) => "delete",
+            Self::Status(_) => "status",
+            Self::Rules(_) => "rules",
+            Self::Flows(_) => "flows",
+            Self::Drops(_) => "drops",
+            Self::Completions(_) => "completions",
+        })
+    }
+}
+
+/// Arguments of `validate`.
+#[derive(Debug, Args)]
+pub struct Validate {
+    /// Files of YAML or JSON; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// How to show problems.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ValidateFormat,
+}
+
+/// Form of `validate`'s report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ValidateFormat {
+    /// With the offending text underlined.
+    #[default]
+    Text,
+    /// One line a problem: `file:line:column: error: field: message`.
+    Short,
+    /// JSON.
+    Json,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// What is wanted.
+    #[command(flatten)]
+    pub spec: Spec,
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Where the link's master is.
+    #[command(flatten)]
+    pub master: Master,
+    /// How packets are translated.
+    #[command(flatten)]
+    pub datapath: Datapath,
+    /// Form of the plan.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// What is wanted.
+    #[command(flatten)]
+    pub spec: Spec,
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Where the link's master is.
+    #[command(flatten)]
+    pub master: Master,
+    /// How packets are translated.
+    #[command(flatten)]
+    pub datapath: Datapath,
+
+    /// What to leave behind at the end: `keep` lets the datapath go on without the agent.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT", help_heading = "Agent")]
+    pub on_exit: OnExit,
+
+    /// File to write the router's status to, as JSON, whenever it changes.
+    #[arg(long, value_name = "FILE", help_heading = "Agent")]
+    pub status_file: Option<PathBuf>,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// What is wanted.
+    #[command(flatten)]
+    pub spec: Spec,
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Where the link's master is.
+    #[command(flatten)]
+    pub master: Master,
+    /// How packets are translated.
+    #[command(flatten)]
+    pub datapath: Datapath,
+}
+
+/// Arguments of `delete`.
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Where the link's master is.
+    #[command(flatten)]
+    pub master: Master,
+}
+
+/// Arguments of the commands that show a router at work.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Which specification.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Specification")]
+pub struct Spec {
+    /// File with the EgressRouter, YAML or JSON.
+    #[arg(id = "spec", long = "spec", value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Which router, when the file has several.
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
+    pub router: Option<String>,
+}
+
+/// Which router of this machine.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Router")]
+pub struct Target {
+    /// The router's network namespace: a name, as of `ip netns`, or a path [default: the own one]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub netns: Option<Netns>,
+
+    /// The interface that clients come in by.
+    #[arg(long, value_name = "NAME", default_value = "eth0", value_parser = interface_name())]
+    pub cluster_interface: String,
+
+    /// The interface that connections leave by; made where it does not exist.
+    #[arg(long, value_name = "NAME", default_value = "net1", value_parser = interface_name())]
+    pub external_interface: String,
+
+    /// Directory for the pinned programs and tables, in a BPF file system; one for each router of a machine.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/egress-router")]
+    pub bpffs: PathBuf,
+}
+
+/// Where the link's master is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Link")]
+pub struct Master {
+    /// Network namespace of the external interface's master [default: the host's, by way of process 1]
+    #[arg(long, value_name = "NAME|PATH")]
+    pub master_netns: Option<Netns>,
+}
+
+/// How packets are translated.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Datapath")]
+pub struct Datapath {
+    /// How the programs are attached; `auto` takes tcx where the kernel has it.
+    #[arg(long, value_enum, default_value_t)]
+    pub hook: Hook,
+
+    /// Most flows at a time. The tables' memory is taken at once.
+    #[arg(long, value_name = "N", default_value_t = 65536,
+        value_parser = clap::value_parser!(u32).range(64..=16 << 20))]
+    pub flows: u32,
+
+    /// Source ports to choose from where a client's own port is taken [default: as the kernel's NAT]
+    #[arg(long, value_name = "LO-HI")]
+    pub snat_ports: Option<PortRange>,
+
+    /// A port of the router itself that the fallback must not take, as in tcp/9090; may be repeated.
+    #[arg(long = "local-port", value_name = "PROTO/PORT")]
+    pub local_ports: Vec<LocalPort>,
+
+    /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub existing_flows: ExistingFlows,
+}
+
+/// Form of a result.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Form of the result.
+    #[arg(short = 'o', long = "output", value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Parses the name of a network interface by the same rule as the specification's master.
+fn interface_name() -> impl clap::builder::TypedValueParser<Value = String> {
+    clap::builder::OsStringValueParser::new().try_map(|text| {
+        let text: &OsStr = &text;
+        let name = text.to_str().ok_or_else(|| "not UTF-8".to_owned())?;
+        crate::spec::check_interface_name(name)?;
+        Ok::<_, String>(name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        let words = std::iter::once("egress-router").chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_of_run() {
+        let Ok(Command::Run(run)) = parse("run --spec f") else { panic!("run") };
+        assert_eq!(run.target.cluster_interface, "eth0");
+        assert_eq!(run.target.external_interface, "net1");
+        assert_eq!(run.target.bpffs, PathBuf::from("/sys/fs/bpf/egress-router"));
+        assert_eq!((run.target.netns, run.master.master_netns), (None, None));
+        assert_eq!((run.datapath.flows, run.datapath.hook), (65536, Hook::Auto));
+        assert_eq!((run.on_exit, run.datapath.existing_flows), (OnExit::Keep, ExistingFlows::Keep));
+        assert_eq!((run.spec.file, run.spec.router), (PathBuf::from("f"), None));
+    }
+
+    #[test]
+    fn local_ports_add_up() {
+        let line = "run --spec f --local-port tcp/9090 --local-port udp/53 --snat-ports 100-200 --flows 64";
+        let Ok(Command::Run(run)) = parse(line) else { panic!("run") };
+        assert_eq!(run.datapath.local_ports.len(), 2);
+        assert_eq!(run.datapath.flows, 64);
+        assert_eq!(run.datapath.snat_ports.map(|range| range.last().get()), Some(200));
+    }
+
+    #[test]
+    fn what_one_command_takes_its_opposite_takes_too() {
+        for verb in ["plan --spec f", "run --spec f", "apply --spec f", "delete"] {
+            let line = format!("{verb} --netns r --master-netns /proc/1/ns/net --bpffs /b --external-interface x");
+            assert!(parse(&line).is_ok(), "{line}");
+        }
+        for verb in ["status", "rules", "flows", "drops"] {
+            assert!(parse(&format!("{verb} --bpffs /b -o json")).is_ok(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_usage_errors() {
+        let bad = [
+            "",
+            "run",
+            "run --spec f --flows 63",
+            "run --spec f --flows 16777217",
+            "run --spec f --snat-ports 9",
+            "run --spec f --local-port 80",
+            "run --spec f --hook xdp",
+            "run --spec f --existing-flows cut",
+            "run --spec f --cluster-interface a/b",
+            "run --spec f --external-interface longer-than-fifteen",
+            "apply",
+            "validate",
+            "rules -o text",
+            "completions",
+            "unknown",
+        ];
+        for line in bad {
+            assert!(parse(line).is_err_and(|error| error.exit_code() == 2), "{line:?}");
+        }
+    }
+}

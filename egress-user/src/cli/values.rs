@@ -1,0 +1,211 @@
+//! Values of arguments, parsed at the edge.
+
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+
+use crate::compile::Protocol;
+
+/// Least level of log messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// And what looks wrong.
+    Warn,
+    /// And what was changed.
+    #[default]
+    Info,
+    /// And why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// How the programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    /// The best that the kernel has.
+    #[default]
+    Auto,
+    /// As tcx links, Linux 6.6 or newer.
+    Tcx,
+    /// As filters of a clsact qdisc.
+    Clsact,
+}
+
+/// What becomes of live flows when their rule changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExistingFlows {
+    /// They go on to their old destination.
+    #[default]
+    Keep,
+}
+
+/// What `run` leaves behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Everything: packets are translated without the agent.
+    #[default]
+    Keep,
+    /// Nothing.
+    Remove,
+}
+
+/// A network namespace, by the path of its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netns(PathBuf);
+
+impl Netns {
+    /// Where `ip netns` keeps its names.
+    const NAMED: &str = "/run/netns";
+
+    /// The namespace's file.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for Netns {
+    type Err = ArgError;
+
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        match text {
+            "" | "." | ".." => Err(ArgError::Netns { text: text.to_owned() }),
+            _ if text.contains('/') => Ok(Self(PathBuf::from(text))),
+            _ => Ok(Self(Path::new(Self::NAMED).join(text))),
+        }
+    }
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+impl PortRange {
+    /// Lowest port.
+    pub fn first(self) -> NonZeroU16 {
+        self.first
+    }
+
+    /// Highest port, not below [`first`](Self::first).
+    pub fn last(self) -> NonZeroU16 {
+        self.last
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = ArgError;
+
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        let ends = text.split_once('-').and_then(|(first, last)| Some((port(first)?, port(last)?)));
+        match ends {
+            Some((first, last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(ArgError::PortRange { text: text.to_owned() }),
+        }
+    }
+}
+
+/// A port of the router itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalPort {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port.
+    pub port: NonZeroU16,
+}
+
+impl FromStr for LocalPort {
+    type Err = ArgError;
+
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        let parsed = text.split_once('/').and_then(|(protocol, number)| {
+            let mut names = Protocol::NAMES.into_iter();
+            let (_, protocol) = names.find(|(name, _)| name.eq_ignore_ascii_case(protocol))?;
+            Some(Self { protocol, port: port(number)? })
+        });
+        parsed.ok_or_else(|| ArgError::LocalPort { text: text.to_owned() })
+    }
+}
+
+/// An argument that does not say what it should.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgError {
+    /// Not a range of ports.
+    #[error("{text:?} is not a range of ports: write LO-HI, from 1 to 65535, as in 32768-60999")]
+    PortRange {
+        /// What was given.
+        text: String,
+    },
+    /// Not a protocol and a port.
+    #[error("{text:?} is not a port of a protocol: write tcp/PORT, udp/PORT or sctp/PORT, from 1 to 65535")]
+    LocalPort {
+        /// What was given.
+        text: String,
+    },
+    /// Not a namespace.
+    #[error("{text:?} is not a network namespace: write a name that `ip netns` lists, or a path with a slash")]
+    Netns {
+        /// What was given.
+        text: String,
+    },
+}
+
+/// Digits only: a sign or a blank is a mistake.
+fn port(text: &str) -> Option<NonZeroU16> {
+    text.chars().all(|c| c.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges() {
+        let ends = |text: &str| text.parse::<PortRange>().map(|range| (range.first().get(), range.last().get()));
+        assert_eq!(ends("32768-60999"), Ok((32768, 60999)));
+        assert_eq!(ends("7-7"), Ok((7, 7)));
+        for bad in ["", "-", "1", "1-", "-1", "0-1", "2-1", "1-65536", "1-2-3", "+1-2", " 1-2", "a-b"] {
+            assert_eq!(ends(bad), Err(ArgError::PortRange { text: bad.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn local_ports() {
+        let tcp = LocalPort { protocol: Protocol::Tcp, port: NonZeroU16::MIN };
+        assert_eq!("tcp/1".parse(), Ok(tcp));
+        assert_eq!("TCP/1".parse(), Ok(tcp));
+        assert_eq!("sctp/65535".parse::<LocalPort>().map(|it| it.protocol), Ok(Protocol::Sctp));
+        for bad in ["", "tcp", "tcp/", "tcp/0", "tcp/65536", "icmp/1", "80/tcp", "tcp/80/1", "tcp/ 80"] {
+            assert_eq!(bad.parse::<LocalPort>(), Err(ArgError::LocalPort { text: bad.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn namespaces() {
+        let path = |text: &str| text.parse::<Netns>().map(|netns| netns.path().to_owned());
+        assert_eq!(path("router"), Ok(PathBuf::from("/run/netns/router")));
+        assert_eq!(path("/proc/7/ns/net"), Ok(PathBuf::from("/proc/7/ns/net")));
+        assert_eq!(path("./ns"), Ok(PathBuf::from("./ns")));
+        for bad in ["", ".", ".."] {
+            assert!(path(bad).is_err(), "{bad:?}");
+        }
+    }
+}
