@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::compile::RouterName;
 use crate::datapath::DatapathError;
 use crate::link::LinkError;
 
@@ -27,6 +28,14 @@ pub enum AgentError {
     /// Things that could not be taken away.
     #[error("could not take everything away: {}", list(.0))]
     Delete(Vec<AgentError>),
+    /// The file now describes another router than the one that the agent runs.
+    #[error("the file now describes {now}, this agent runs {ours}")]
+    OtherRouter {
+        /// The router in the file.
+        now: RouterName,
+        /// The router of the agent.
+        ours: RouterName,
+    },
     /// The specification file cannot be watched.
     #[error("watch {}", path.display())]
     Watch {

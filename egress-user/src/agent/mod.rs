@@ -14,6 +14,7 @@
 mod error;
 mod router;
 mod run;
+mod status;
 mod watch;
 
 pub use error::AgentError;

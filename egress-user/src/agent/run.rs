@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use super::error::Chain;
+use super::status::Status;
 use super::watch::Watch;
 use super::{AgentError, Applied, Router};
 use crate::compile::{Desired, desired_from_file};
@@ -32,6 +33,8 @@ pub struct Options {
     pub router: Option<String>,
     /// What to leave behind.
     pub on_exit: OnExit,
+    /// Where to write the status, whenever it changes.
+    pub status_file: Option<PathBuf>,
 }
 
 /// How often flows that are over are removed.
@@ -56,11 +59,10 @@ pub async fn run(
     let mut signals = Signals::new()?;
     let mut watch = Watch::new(&options.file)?;
     let applied = block_in_place(|| router.apply(&desired))?;
-    report(&desired, &applied);
-    announce(&router, &applied);
+    let mut agent = Agent { router, desired, options, status: None };
+    agent.succeeded(&applied);
     ready();
 
-    let mut desired = desired;
     let mut sweep = interval(SWEEP);
     let mut repair = interval(REPAIR);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -69,17 +71,17 @@ pub async fn run(
         tokio::select! {
             () = watch.changed() => {
                 tokio::time::sleep(SETTLE).await;
-                reload(&mut router, &mut desired, &options);
+                block_in_place(|| agent.reload());
             }
-            _ = signals.hangup.recv() => reload(&mut router, &mut desired, &options),
+            _ = signals.hangup.recv() => block_in_place(|| agent.reload()),
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
-            _ = sweep.tick() => sweep_flows(&mut router),
-            _ = repair.tick() => repair_drift(&mut router, &desired),
+            _ = sweep.tick() => block_in_place(|| agent.sweep()),
+            _ = repair.tick() => block_in_place(|| agent.repair()),
         }
     }
-    if options.on_exit == OnExit::Remove {
-        block_in_place(|| router.delete())?;
+    if agent.options.on_exit == OnExit::Remove {
+        block_in_place(|| agent.router.delete())?;
         info!("removed");
     } else {
         info!("ended; the datapath goes on");
@@ -87,52 +89,83 @@ pub async fn run(
     Ok(())
 }
 
-/// Reads the file again and applies it if it says something else. A file that cannot be applied changes nothing.
-fn reload(router: &mut Router, desired: &mut Desired, options: &Options) {
-    let (new, warnings) = match desired_from_file(&options.file, options.router.as_deref()) {
-        Ok(read) => read,
-        Err(refused) => {
-            error!(file = %options.file.display(), "edit refused, the last good specification stays in force: {}", Chain(&refused));
+struct Agent {
+    router: Router,
+    /// What is in force.
+    desired: Desired,
+    options: Options,
+    /// What was written last.
+    status: Option<Status>,
+}
+
+impl Agent {
+    /// Reads the file again and applies it if it says something else. A file that cannot be applied changes nothing.
+    fn reload(&mut self) {
+        let (new, warnings) = match desired_from_file(&self.options.file, self.options.router.as_deref()) {
+            Ok(read) => read,
+            Err(refused) => return self.failed("edit refused, the last good specification stays in force", &refused),
+        };
+        if new == self.desired {
+            return self.write_status(None);
+        }
+        for warning in warnings {
+            warn!("{warning}");
+        }
+        if new.router != self.desired.router {
+            let (now, ours) = (new.router, self.desired.router.clone());
+            return self.failed("edit refused", &AgentError::OtherRouter { now, ours });
+        }
+        match self.router.apply(&new) {
+            Ok(applied) => {
+                self.desired = new;
+                self.succeeded(&applied);
+            }
+            Err(failed) => self.failed("edit not applied, the last good specification stays in force", &failed),
+        }
+    }
+
+    fn sweep(&mut self) {
+        match self.router.sweep() {
+            Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
+            Ok(_) => {}
+            Err(failed) => warn!("sweep: {}", Chain(&failed)),
+        }
+    }
+
+    fn repair(&mut self) {
+        match self.router.apply(&self.desired) {
+            Ok(applied) if applied.is_unchanged() => {}
+            Ok(applied) => {
+                warn!("the system had drifted and was put right");
+                self.succeeded(&applied);
+            }
+            Err(failed) => self.failed("the system has drifted and could not be put right", &failed),
+        }
+    }
+
+    fn succeeded(&mut self, applied: &Applied) {
+        report(&self.desired, applied);
+        announce(&self.router, applied);
+        self.write_status(None);
+    }
+
+    fn failed(&mut self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        let problem = format!("{what}: {}", Chain(error));
+        error!("{problem}");
+        self.write_status(Some(problem));
+    }
+
+    fn write_status(&mut self, problem: Option<String>) {
+        let status = Status::new(&self.desired, problem);
+        if self.status.as_ref() == Some(&status) {
             return;
         }
-    };
-    if new == *desired {
-        return;
-    }
-    for warning in warnings {
-        warn!("{warning}");
-    }
-    if new.router != desired.router {
-        error!("edit refused: the file now describes {}, this agent runs {}", new.router, desired.router);
-        return;
-    }
-    match block_in_place(|| router.apply(&new)) {
-        Ok(applied) => {
-            *desired = new;
-            report(desired, &applied);
-            announce(router, &applied);
+        if let Some(file) = &self.options.status_file
+            && let Err(failed) = status.write(file)
+        {
+            return warn!("{}", Chain(&failed));
         }
-        Err(failed) => error!("edit not applied, the last good specification stays in force: {}", Chain(&failed)),
-    }
-}
-
-fn sweep_flows(router: &mut Router) {
-    match block_in_place(|| router.sweep()) {
-        Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
-        Ok(_) => {}
-        Err(failed) => warn!("sweep: {}", Chain(&failed)),
-    }
-}
-
-fn repair_drift(router: &mut Router, desired: &Desired) {
-    match block_in_place(|| router.apply(desired)) {
-        Ok(applied) if applied.is_unchanged() => {}
-        Ok(applied) => {
-            warn!("the system had drifted and was put right");
-            report(desired, &applied);
-            announce(router, &applied);
-        }
-        Err(failed) => error!("the system has drifted and could not be put right: {}", Chain(&failed)),
+        self.status = Some(status);
     }
 }
 

@@ -6,6 +6,7 @@ pub mod args;
 mod commands;
 mod completions;
 pub mod output;
+mod rows;
 mod validate;
 pub mod values;
 

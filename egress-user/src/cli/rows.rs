@@ -1,0 +1,97 @@
+//! How each thing looks as a row of a table.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::output::Row;
+use crate::compile::RuleTable;
+use crate::datapath::{CounterRow, FlowRow, RuleRow};
+use crate::link::Change;
+
+impl Row for RuleRow {
+    const HEADER: &'static [&'static str] = &["RULE", "FAMILY", "PROTOCOL", "PORT", "DESTINATION", "TARGET PORT"];
+
+    fn cells(&self) -> Vec<String> {
+        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
+        let rule = match (self.rule, self.port) {
+            (Some(rule), _) => rule.to_string(),
+            (None, Some(_)) => "local".to_owned(),
+            (None, None) => "fallback".to_owned(),
+        };
+        vec![
+            rule,
+            format!("IPv{}", self.family),
+            self.protocol.clone(),
+            or(self.port.map(|port| port.to_string()), "any"),
+            or(self.destination.map(|destination| destination.to_string()), "the pod itself"),
+            or(self.target_port.map(|port| port.to_string()), "same"),
+        ]
+    }
+}
+
+impl Row for FlowRow {
+    const HEADER: &'static [&'static str] =
+        &["PROTOCOL", "CLIENT", "ROUTER", "SOURCE", "DESTINATION", "RULE", "STATE", "AGE", "IDLE", "PACKETS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        let socket = |address: SocketAddr| address.to_string();
+        vec![
+            self.protocol.clone(),
+            socket(self.client),
+            socket(self.router),
+            socket(self.source),
+            socket(self.destination),
+            self.rule.map_or_else(|| "fallback".to_owned(), |rule| rule.to_string()),
+            self.state.to_owned(),
+            format!("{}s", self.age_s),
+            format!("{}s", self.idle_s),
+            format!("{}/{}", self.request_packets, self.reply_packets),
+            format!("{}/{}", self.request_bytes, self.reply_bytes),
+        ]
+    }
+}
+
+impl Row for CounterRow {
+    const HEADER: &'static [&'static str] = &["PROGRAM", "REASON", "PACKETS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.hook.to_owned(), self.outcome.to_owned(), self.packets.to_string(), self.bytes.to_string()]
+    }
+}
+
+/// One change of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct PlanRow {
+    what: &'static str,
+    change: String,
+}
+
+impl Row for PlanRow {
+    const HEADER: &'static [&'static str] = &["WHAT", "CHANGE"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.what.to_owned(), self.change.clone()]
+    }
+}
+
+impl PlanRow {
+    /// A change of the link.
+    pub(super) fn link(change: &Change) -> Self {
+        Self { what: "link", change: change.to_string() }
+    }
+
+    /// The changes from rules in force to the wanted ones.
+    pub(super) fn rules(installed: &[RuleRow], wanted: &RuleTable) -> Vec<Self> {
+        let wanted = RuleRow::of(wanted);
+        let show = |sign: char, row: &RuleRow| Self { what: "rule", change: format!("{sign} {row}") };
+        let same = |a: &RuleRow, b: &RuleRow| RuleRow { rule: b.rule, ..a.clone() } == *b;
+        let mut rows: Vec<Self> = installed
+            .iter()
+            .filter(|old| old.destination.is_some() && !wanted.iter().any(|new| same(old, new)))
+            .map(|old| show('-', old))
+            .collect();
+        rows.extend(wanted.iter().filter(|new| !installed.iter().any(|old| same(old, new))).map(|new| show('+', new)));
+        rows
+    }
+}
