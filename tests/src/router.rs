@@ -242,14 +242,14 @@ impl Router {
     /// `egress-router VERB`, with where this router is.
     pub fn command(&self, verb: impl AsRef<OsStr>) -> Command {
         let mut command = self.reader(verb);
-        command.args(["--netns", &self.netns, "--master-netns", &self.master_netns]);
+        command.args(["--master-netns", &self.master_netns]);
         command
     }
 
-    /// `egress-router VERB`, for verbs that only read the pins.
+    /// `egress-router VERB`, for verbs that only read.
     pub fn reader(&self, verb: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(&self.binary);
-        command.arg(verb).arg("--bpffs").arg(&self.bpffs);
+        command.arg(verb).args(["--netns", &self.netns]).arg("--bpffs").arg(&self.bpffs);
         command
     }
 

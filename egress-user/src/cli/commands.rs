@@ -50,7 +50,7 @@ fn start_log(level: LogLevel) {
 
 fn plan(args: &args::Plan) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
-    let router = router(&args.target, Some(&args.master), Hook::Auto, Settings::default())?;
+    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
     let link = router.plan(&desired)?;
     let installed = router.reader().and_then(|reader| Ok(reader.rules()?)).unwrap_or_default();
     let mut rows: Vec<PlanRow> = link.changes().map(PlanRow::link).collect();
@@ -117,7 +117,9 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
 }
 
 fn delete(args: &args::Delete) -> anyhow::Result<()> {
-    let mut router = router(&args.target, None, Hook::Auto, Settings::default())?;
+    // Where the master is does not matter for taking the link away, so it need not be visible.
+    let master = args.master.master_netns.is_some().then_some(&args.master);
+    let mut router = router(&args.target, master, Hook::Auto, Settings::default())?;
     let found = router.delete()?;
     Ok(output::text(if found { "deleted\n" } else { "nothing to delete\n" })?)
 }

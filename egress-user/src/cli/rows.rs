@@ -22,7 +22,7 @@ impl Row for RuleRow {
         vec![
             rule,
             format!("IPv{}", self.family),
-            self.protocol.clone(),
+            or(self.protocol.clone(), "any"),
             or(self.port.map(|port| port.to_string()), "any"),
             or(self.destination.map(|destination| destination.to_string()), "the pod itself"),
             or(self.target_port.map(|port| port.to_string()), "same"),

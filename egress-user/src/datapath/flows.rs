@@ -17,6 +17,7 @@ use super::maps::{Maps, array_of, failed};
 
 /// One flow, as people and scripts see it.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FlowRow {
     /// Protocol, by name where it has one here.
     pub protocol: String,

@@ -18,14 +18,15 @@ use crate::compile::RuleTable;
 
 /// A rule in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RuleRow {
     /// Index in the specification; none for the fallback and for local ports.
     pub rule: Option<u32>,
     /// 4 or 6.
     pub family: u8,
-    /// Protocol, or `any`.
-    pub protocol: String,
-    /// Port that clients connect to; none for any.
+    /// Protocol; none for the fallback, which takes any.
+    pub protocol: Option<String>,
+    /// Port that clients connect to; none for the fallback.
     pub port: Option<u16>,
     /// Where to; none for a port that is left to the pod.
     pub destination: Option<IpAddr>,
@@ -35,6 +36,7 @@ pub struct RuleRow {
 
 /// A counter that has counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CounterRow {
     /// Program.
     pub hook: &'static str,
@@ -176,9 +178,9 @@ impl RuleRow {
 
 impl fmt::Display for RuleRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{port}/{} IPv{}", self.protocol, self.family)?,
-            None => write!(f, "any other IPv{}", self.family)?,
+        match (self.port, &self.protocol) {
+            (Some(port), Some(protocol)) => write!(f, "{port}/{protocol} IPv{}", self.family)?,
+            _ => write!(f, "any other IPv{}", self.family)?,
         }
         match (self.destination, self.target_port) {
             (Some(address), Some(port)) => write!(f, " to {}", SocketAddr::new(address, port)),
@@ -194,7 +196,7 @@ fn rule_row(key: &RuleKey, value: &RuleValue) -> RuleRow {
     RuleRow {
         rule: (value.rule != RULE_FALLBACK).then_some(value.rule),
         family: key.family,
-        protocol: if key.protocol == 0 { "any".into() } else { protocol_name(key.protocol) },
+        protocol: (key.protocol != 0).then(|| protocol_name(key.protocol)),
         port: some(key.port),
         destination: (!is_local).then(|| value.destination.into()),
         target_port: some(value.target_port),
