@@ -320,6 +320,9 @@ fn external_settings(inputs: Inputs<'_>) -> Vec<(Sysctl, &'static str)> {
             (Sysctl::ipv6(name, "autoconf"), "0"),
             (Sysctl::ipv6(name, "accept_redirects"), "0"),
             (Sysctl::ipv6(name, "proxy_ndp"), "0"),
+            // Our own probe asks for the addresses. The link-local one, made from a MAC that only this router has, must be
+            // usable at once: while it is tentative, no neighbour is solicited and the first requests are lost.
+            (Sysctl::ipv6(name, "accept_dad"), "0"),
             (Sysctl::ipv6(name, "disable_ipv6"), "0"),
         ]);
     } else {
@@ -371,7 +374,7 @@ fn shared_settings(inputs: Inputs<'_>) -> Vec<(Sysctl, &'static str)> {
 pub(super) fn settings_read(cluster: &str, external: &str) -> Vec<Sysctl> {
     const BOTH: [&str; 3] = ["forwarding", "rp_filter", "proxy_arp"];
     let external_v4 = ["arp_ignore", "arp_announce", "accept_redirects", "accept_source_route", "promote_secondaries"];
-    let external_v6 = ["accept_ra", "autoconf", "accept_redirects", "proxy_ndp", "disable_ipv6"];
+    let external_v6 = ["accept_ra", "autoconf", "accept_redirects", "proxy_ndp", "accept_dad", "disable_ipv6"];
     let global = [
         Sysctl::new("net/ipv4/fwmark_reflect"),
         Sysctl::new("net/ipv6/fwmark_reflect"),
