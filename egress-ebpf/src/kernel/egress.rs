@@ -5,11 +5,11 @@ use egress_ebpf::contract::{Direction, Mark, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
-use super::headers::{Headers, Kind, Transport};
+use super::headers::{Headers, Kind, Part, Transport};
 use super::maps::SOURCES;
 use super::packet::{Ends, L3, Packet};
 use super::request::ether_type;
-use super::{Outcome, Scene, local};
+use super::{Outcome, Scene, icmp, local};
 
 /// The program on the cluster interface.
 #[inline(always)]
@@ -33,47 +33,54 @@ pub(crate) fn external(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn leave_cluster<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let mark = Mark(packet.mark());
-    match mark.direction() {
+    match packet.mark().direction() {
+        Some(direction) => finish::<F>(packet, scene, direction == Direction::Reply),
+        None if packet.mark() == Mark::DONE => done(packet),
         None => Ok(Verdict::Local),
-        Some(Direction::Reply) => source_half::<F>(packet, scene, mark),
-        Some(Direction::Request) => Err(DropReason::WrongInterface),
     }
 }
 
 #[inline(always)]
 fn leave_external<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let mark = Mark(packet.mark());
-    match mark.direction() {
-        Some(Direction::Request) => source_half::<F>(packet, scene, mark),
-        Some(Direction::Reply) => Err(DropReason::WrongInterface),
+    match packet.mark().direction() {
+        Some(direction) => finish::<F>(packet, scene, direction == Direction::Request),
+        None if packet.mark() == Mark::DONE => done(packet),
         None => guard::<F>(packet, scene),
     }
 }
 
-/// Gives the packet the source that its mark names, and takes the mark off: nobody behind this interface shall meet it.
+/// Nothing is left to do for a redirected packet.
 #[inline(always)]
-fn source_half<F: Family>(packet: &mut Packet, scene: &Scene, mark: Mark) -> Outcome {
+fn done(packet: &mut Packet) -> Outcome {
+    packet.clear_mark();
+    Ok(Verdict::Redirected)
+}
+
+/// Gives a half-translated packet its source: the one that its mark names.
+///
+/// `onward` says that it leaves by the other interface than it came in by. If not, it has been routed back, which no
+/// translation means; but an ICMP error about such a packet, which the kernel marked like it, is on its way to the sender.
+#[inline(always)]
+fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcome {
+    let mark = packet.mark();
     let headers = F::headers(packet, L3)?;
-    let transport = Transport::read::<F>(packet, &headers)?;
-    let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
+    let transport = Transport::read::<F>(packet, &headers, Part::Whole)?;
+    let (source, verdict) = if onward {
+        (*SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?, Verdict::SourceHalf)
+    } else if matches!(transport.kind, Kind::IcmpError) {
+        (icmp::made_by_kernel::<F>(packet, scene)?, Verdict::KernelError)
+    } else {
+        return Err(DropReason::WrongInterface);
+    };
     let ends = Ends {
         src: source,
         dst: headers.dst,
-        src_port: source_port(&transport, mark),
+        src_port: transport.source_after(mark),
         dst_port: transport.dst_port,
     };
     packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
-    packet.set_mark(0);
-    Ok(Verdict::SourceHalf)
-}
-
-#[inline(always)]
-fn source_port(transport: &Transport, mark: Mark) -> egress_ebpf::addr::Port {
-    match transport.kind {
-        Kind::Tcp | Kind::Udp | Kind::Dccp | Kind::Sctp | Kind::EchoRequest => mark.port(),
-        _ => transport.src_port,
-    }
+    packet.clear_mark();
+    Ok(verdict)
 }
 
 /// Nothing leaves to the outside but from the router's own external addresses.
@@ -92,5 +99,5 @@ fn speaks_for_the_link<F: Family>(packet: &Packet, headers: &Headers) -> bool {
     if F::IS_V4 || !(headers.src == Addr::UNSPECIFIED || headers.src.is_v6_link_local()) {
         return false;
     }
-    matches!(Transport::read::<F>(packet, headers), Ok(Transport { kind: Kind::LinkControl, .. }))
+    matches!(Transport::read::<F>(packet, headers, Part::Whole), Ok(Transport { kind: Kind::LinkControl, .. }))
 }

@@ -25,6 +25,12 @@ pub(crate) trait Family: sealed::Sealed {
     const DESTINATION: u32;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM: u32;
+    /// Offset of the time to live, or hop limit.
+    const TTL: u32;
+    /// Length of a header without options or extensions.
+    const PLAIN: u32;
+    /// `AF_INET` or `AF_INET6`.
+    const ADDRESS_FAMILY: u32;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// ICMP type of an echo request.
@@ -54,6 +60,9 @@ impl Family for V4 {
     const SOURCE: u32 = 12;
     const DESTINATION: u32 = 16;
     const CHECKSUM: u32 = 10;
+    const TTL: u32 = 8;
+    const PLAIN: u32 = 20;
+    const ADDRESS_FAMILY: u32 = 2;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -74,6 +83,7 @@ impl Family for V4 {
             dst: Addr::from_v4_word(words[4]),
             protocol,
             ttl,
+            l3: offset,
             l4: offset + ihl,
             fragment: Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0),
             id: u32::from(u16::from_ne_bytes([id_high, id_low])),
@@ -108,6 +118,9 @@ impl Family for V6 {
     const SOURCE: u32 = 8;
     const DESTINATION: u32 = 24;
     const CHECKSUM: u32 = 0;
+    const TTL: u32 = 7;
+    const PLAIN: u32 = 40;
+    const ADDRESS_FAMILY: u32 = 10;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
@@ -126,6 +139,7 @@ impl Family for V6 {
             dst: Addr::from_v6_words([d0, d1, d2, d3]),
             protocol: next,
             ttl: hop_limit,
+            l3: offset,
             l4: offset + 40,
             fragment: Fragment::Whole,
             id: 0,

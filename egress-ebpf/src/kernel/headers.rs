@@ -1,7 +1,7 @@
 //! What the IP and transport headers of a packet say.
 
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Direction, FlowKey, FragmentKey, FragmentPorts, Side};
+use egress_ebpf::contract::{Direction, FlowKey, FragmentKey, FragmentPorts, Mark, Side};
 use egress_ebpf::tcp::flag;
 use egress_ebpf::timeout::{SECOND_NS, protocol};
 use egress_ebpf::verdict::DropReason;
@@ -39,6 +39,8 @@ pub(crate) struct Headers {
     pub(crate) dst: Addr,
     pub(crate) protocol: u8,
     pub(crate) ttl: u8,
+    /// Offset of the IP header from the start of the frame.
+    pub(crate) l3: u32,
     /// Offset of the transport header from the start of the frame.
     pub(crate) l4: u32,
     pub(crate) fragment: Fragment,
@@ -51,6 +53,15 @@ pub(crate) struct Headers {
 pub(crate) enum End {
     Source,
     Destination,
+}
+
+/// How much of a transport header is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// Its first eight bytes, at least: it is quoted by an ICMP error (RFC 792).
+    Quoted,
 }
 
 /// What a transport header is, as far as translation is concerned.
@@ -96,7 +107,7 @@ pub(crate) struct Checksum {
 impl Transport {
     /// Reads the transport header of a packet that is whole or a first fragment; that of a later fragment is `Absent`.
     #[inline(always)]
-    pub(crate) fn read<F: Family>(packet: &Packet, headers: &Headers) -> Result<Self, DropReason> {
+    pub(crate) fn read<F: Family>(packet: &Packet, headers: &Headers, part: Part) -> Result<Self, DropReason> {
         if matches!(headers.fragment, Fragment::Later) {
             return Ok(Self { kind: Kind::Absent, src_port: Port::NONE, dst_port: Port::NONE, tcp_flags: flag::ACK });
         }
@@ -109,7 +120,7 @@ impl Transport {
             _ => return Ok(Self { kind: Kind::Other, src_port: Port::NONE, dst_port: Port::NONE, tcp_flags: flag::ACK }),
         };
         let [src, dst]: [u16; 2] = packet.read(headers.l4)?;
-        let tcp_flags = if matches!(kind, Kind::Tcp) {
+        let tcp_flags = if matches!((kind, part), (Kind::Tcp, Part::Whole)) {
             // Reading the last field that may be written proves that the header is whole up to there.
             let [flags, _, _, _, _, _, _]: [u8; 7] = packet.read(headers.l4 + 13)?;
             flags
@@ -137,6 +148,12 @@ impl Transport {
             (Kind::OtherIcmp, Port::NONE, Port::NONE)
         };
         Ok(Self { kind, src_port, dst_port, tcp_flags: flag::ACK })
+    }
+
+    /// The source port that this packet has once the source half that `mark` asks for is done.
+    #[inline(always)]
+    pub(crate) fn source_after(&self, mark: Mark) -> Port {
+        if self.port_offset(End::Source).is_some() { mark.port() } else { self.src_port }
     }
 
     /// Offset in the transport header of this end's port or identifier.

@@ -58,6 +58,8 @@ pub(crate) struct Work {
     pub(crate) reply_key: FlowKey,
     /// The entry that is being made.
     pub(crate) flow: Flow,
+    /// Of a packet that an ICMP error of the kernel's quotes: the destination that its sender gave it.
+    pub(crate) old_destination: Addr,
     /// The rule that claims it.
     pub(crate) rule: RuleValue,
     /// Index in `SOURCES` of the router's address that the client speaks to.

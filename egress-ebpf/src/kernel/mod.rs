@@ -3,14 +3,17 @@
 pub(crate) mod egress;
 pub(crate) mod family;
 pub(crate) mod flow;
+pub(crate) mod forward;
 pub(crate) mod headers;
+pub(crate) mod hop;
+pub(crate) mod icmp;
 pub(crate) mod local;
 pub(crate) mod maps;
 pub(crate) mod packet;
 pub(crate) mod reply;
 pub(crate) mod request;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use egress_ebpf::contract::{Config, Counter};
@@ -57,7 +60,17 @@ pub(crate) fn run(ctx: TcContext, hook: Hook, program: impl FnOnce(&mut Packet, 
     match outcome {
         Ok(verdict) => {
             count(verdict_index(hook, verdict), len);
-            TC_ACT_UNSPEC
+            match verdict {
+                Verdict::RequestRedirected | Verdict::ReplyRedirected => TC_ACT_REDIRECT,
+                Verdict::Pass
+                | Verdict::Local
+                | Verdict::Rejected
+                | Verdict::Request
+                | Verdict::Reply
+                | Verdict::SourceHalf
+                | Verdict::Redirected
+                | Verdict::KernelError => TC_ACT_UNSPEC,
+            }
         }
         Err(reason) => {
             count(drop_index(hook, reason), len);

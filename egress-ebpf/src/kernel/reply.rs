@@ -5,10 +5,11 @@ use egress_ebpf::tcp;
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
-use super::headers::{Headers, Kind, Transport};
-use super::packet::{Ends, Packet};
-use super::request::{ether_type, forget_forged_mark};
-use super::{Outcome, Scene, flow, local};
+use super::forward::forward;
+use super::headers::{Headers, Kind, Part, Transport};
+use super::packet::{L3, Packet};
+use super::request::ether_type;
+use super::{Outcome, Scene, flow, icmp, local};
 
 /// The program.
 #[inline(always)]
@@ -16,7 +17,7 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
     if packet.is_tagged() {
         return Ok(Verdict::Pass);
     }
-    forget_forged_mark(packet);
+    packet.clear_mark();
     match packet.ether_type() {
         ether_type::IPV4 => reply::<V4>(packet, scene),
         ether_type::IPV6 => reply::<V6>(packet, scene),
@@ -26,8 +27,8 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let headers = F::headers(packet, super::packet::L3)?;
-    let mut transport = Transport::read::<F>(packet, &headers)?;
+    let headers = F::headers(packet, L3)?;
+    let mut transport = Transport::read::<F>(packet, &headers, Part::Whole)?;
     if matches!(transport.kind, Kind::LinkControl) {
         return Ok(Verdict::Pass);
     }
@@ -35,23 +36,23 @@ fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
         return Err(DropReason::Unsolicited);
     }
     transport.join_fragments(&headers, Side::External, scene)?;
-    let key = &mut scene.work().key;
-    *key = transport.flow_key(&headers, Direction::Reply);
-    let Some(flow) = flow::find(scene, key) else {
-        return unsolicited::<F>(packet, scene, &headers, &transport);
+    let flow = if matches!(transport.kind, Kind::IcmpError) {
+        match icmp::arriving::<F>(packet, scene, Direction::Reply) {
+            Ok(flow) => Some(flow),
+            Err(DropReason::IcmpUnmatched) => None,
+            Err(reason) => return Err(reason),
+        }
+    } else {
+        scene.work().key = transport.flow_key(&headers, Direction::Reply);
+        flow::find(scene, &scene.work().key).map(|flow| {
+            flow::touch(packet, scene, flow, transport.tcp_flags);
+            flow
+        })
     };
-    flow::touch(scene, key, flow, packet.len(), transport.tcp_flags);
-    // Slow path: the destination now, the source at egress.
-    let ends = Ends {
-        src: headers.src,
-        dst: flow.to_dst,
-        src_port: transport.src_port,
-        dst_port: flow.to_dst_port,
-    };
-    let mark = flow.mark;
-    packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
-    packet.set_mark(mark);
-    Ok(Verdict::Reply)
+    match flow {
+        Some(flow) => forward::<F>(packet, scene, &headers, &transport, flow, Direction::Reply),
+        None => unsolicited::<F>(packet, scene, &headers, &transport),
+    }
 }
 
 /// A packet of no flow: only what the pod itself asked for, and what can open nothing, goes up to its stack.

@@ -193,6 +193,7 @@ impl Router {
             cluster: interface(&place.cluster_interface),
             external: interface(&place.external_interface),
             snat: Vec::new(),
+            cluster_mac: [0; 6],
         };
         let deleted = place.router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
         deleted.map_err(|errors| errors.into_iter().map(AgentError::from).collect())
@@ -226,5 +227,6 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
             addresses: snat.clone(),
         },
         snat,
+        cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Only what the kernel cannot tell by itself: earlier values of settings that the router shares with its namespace,
 //! and which addresses of an adopted interface are ours. Routes and rules need no record, because they have a table
-//! of their own; an interface that we made carries our alias. So a lost record costs a few settings, no more.
+//! of their own; an interface that we made carries our alias. So a lost record costs a few settings, no more, and
+//! leaves forwarding off.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -72,7 +73,7 @@ impl Record {
         let mut record = self.clone();
         for change in changes {
             match change {
-                Change::SetSysctl { key, from: Some(from), to } if !key.is_of(interface) => {
+                Change::SetSysctl { key, from: Some(from), to } if adopted || !key.is_of(interface) => {
                     let fresh = Setting { before: from.clone(), set: to.clone() };
                     record.sysctls.entry(key.clone()).and_modify(|known| known.set.clone_from(to)).or_insert(fresh);
                 }
