@@ -5,9 +5,9 @@ use egress_ebpf::contract::{Direction, Mark, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
-use super::headers::{Headers, Kind, Part, Transport};
 use super::maps::SOURCES;
-use super::packet::{Ends, L3, Packet};
+use super::packet::{Ends, Hop, Packet};
+use super::parsed::{Kind, Parsed, parse};
 use super::request::ether_type;
 use super::{Outcome, Scene, icmp, local};
 
@@ -63,22 +63,17 @@ fn done(packet: &mut Packet) -> Outcome {
 #[inline(always)]
 fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcome {
     let mark = packet.mark();
-    let headers = F::headers(packet, L3)?;
-    let transport = Transport::read::<F>(packet, &headers, Part::Whole)?;
+    let parsed = parse::<F>(packet)?;
     let (source, verdict) = if onward {
         (*SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?, Verdict::SourceHalf)
-    } else if matches!(transport.kind, Kind::IcmpError) {
+    } else if parsed.kind == Kind::IcmpError {
         (icmp::made_by_kernel::<F>(packet, scene)?, Verdict::KernelError)
     } else {
         return Err(DropReason::WrongInterface);
     };
-    let ends = Ends {
-        src: source,
-        dst: headers.dst,
-        src_port: transport.source_after(mark),
-        dst_port: transport.dst_port,
-    };
-    packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
+    let ends =
+        Ends { src: source, dst: parsed.dst, src_port: parsed.source_after(mark), dst_port: parsed.dst_port };
+    packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
     packet.clear_mark();
     Ok(verdict)
 }
@@ -86,18 +81,14 @@ fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcom
 /// Nothing leaves to the outside but from the router's own external addresses.
 #[inline(always)]
 fn guard<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
-    let headers = F::headers(packet, L3)?;
-    if local::address_index(scene, Side::External, &headers.src).is_some() || speaks_for_the_link::<F>(packet, &headers) {
-        return Ok(Verdict::Local);
-    }
-    Err(DropReason::Leak)
+    let parsed = parse::<F>(packet)?;
+    let own = local::address_index(scene, Side::External, &parsed.src).is_some();
+    if own || speaks_for_the_link::<F>(parsed) { Ok(Verdict::Local) } else { Err(DropReason::Leak) }
 }
 
 /// Neighbour and multicast listener discovery, from an address that is still tentative or is the link's own.
 #[inline(always)]
-fn speaks_for_the_link<F: Family>(packet: &Packet, headers: &Headers) -> bool {
-    if F::IS_V4 || !(headers.src == Addr::UNSPECIFIED || headers.src.is_v6_link_local()) {
-        return false;
-    }
-    matches!(Transport::read::<F>(packet, headers, Part::Whole), Ok(Transport { kind: Kind::LinkControl, .. }))
+fn speaks_for_the_link<F: Family>(parsed: &Parsed) -> bool {
+    let from_link = parsed.src == Addr::UNSPECIFIED || parsed.src.is_v6_link_local();
+    !F::IS_V4 && from_link && parsed.kind == Kind::LinkControl
 }

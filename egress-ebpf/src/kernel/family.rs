@@ -4,8 +4,8 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::DropReason;
 
-use super::headers::{Fragment, Headers};
 use super::packet::Packet;
+use super::parsed::{Fragment, Parsed};
 
 mod sealed {
     pub(crate) trait Sealed {}
@@ -38,8 +38,8 @@ pub(crate) trait Family: sealed::Sealed {
     /// ICMP type of an echo reply.
     const ECHO_REPLY: u8;
 
-    /// Reads the IP header at `offset`, and the extension headers behind it.
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason>;
+    /// Reads the IP header at `parsed.l3`, and the extension headers behind it.
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason>;
 
     /// Whether an ICMP message of this type reports an error and quotes the packet that caused it.
     fn is_icmp_error(icmp_type: u8) -> bool;
@@ -68,26 +68,24 @@ impl Family for V4 {
     const ECHO_REPLY: u8 = 0;
 
     #[inline(always)]
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
-        let words: [u32; 5] = packet.read(offset)?;
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let words: [u32; 5] = packet.read(parsed.l3)?;
         let [version_ihl, ..] = words[0].to_ne_bytes();
         let ihl = u32::from(version_ihl & 0xf) * 4;
-        if version_ihl >> 4 != 4 || ihl < 20 {
+        if version_ihl >> 4 != 4 || ihl < Self::PLAIN {
             return Err(DropReason::Malformed);
         }
         let [id_high, id_low, fragment_high, fragment_low] = words[1].to_ne_bytes();
         let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
         let [ttl, protocol, ..] = words[2].to_ne_bytes();
-        Ok(Headers {
-            src: Addr::from_v4_word(words[3]),
-            dst: Addr::from_v4_word(words[4]),
-            protocol,
-            ttl,
-            l3: offset,
-            l4: offset + ihl,
-            fragment: Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0),
-            id: u32::from(u16::from_ne_bytes([id_high, id_low])),
-        })
+        parsed.src = Addr::from_v4_word(words[3]);
+        parsed.dst = Addr::from_v4_word(words[4]);
+        parsed.protocol = protocol;
+        parsed.ttl = ttl;
+        parsed.l4 = parsed.l3 + ihl;
+        parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
+        parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
+        Ok(())
     }
 
     /// RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
@@ -126,26 +124,22 @@ impl Family for V6 {
     const ECHO_REPLY: u8 = 129;
 
     #[inline(always)]
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
-        let words: [u32; 10] = packet.read(offset)?;
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let words: [u32; 10] = packet.read(parsed.l3)?;
         let [version, ..] = words[0].to_ne_bytes();
         if version >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
         let [_, _, next, hop_limit] = words[1].to_ne_bytes();
         let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
-        let mut headers = Headers {
-            src: Addr::from_v6_words([s0, s1, s2, s3]),
-            dst: Addr::from_v6_words([d0, d1, d2, d3]),
-            protocol: next,
-            ttl: hop_limit,
-            l3: offset,
-            l4: offset + 40,
-            fragment: Fragment::Whole,
-            id: 0,
-        };
-        walk_extensions(packet, &mut headers)?;
-        Ok(headers)
+        parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
+        parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
+        parsed.protocol = next;
+        parsed.ttl = hop_limit;
+        parsed.l4 = parsed.l3 + Self::PLAIN;
+        parsed.fragment = Fragment::Whole;
+        parsed.id = 0;
+        walk_extensions(packet, parsed)
     }
 
     /// RFC 4443 section 2.1: error messages have the high-order bit clear.
@@ -162,24 +156,24 @@ impl Family for V6 {
 }
 
 #[inline(always)]
-fn walk_extensions(packet: &Packet, headers: &mut Headers) -> Result<(), DropReason> {
+fn walk_extensions(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
     for _ in 0..MAX_EXTENSIONS {
         let is_extension = matches!(
-            headers.protocol,
+            parsed.protocol,
             next_header::HOP_BY_HOP | next_header::ROUTING | next_header::FRAGMENT | next_header::DESTINATION
         );
         if !is_extension {
             return Ok(());
         }
-        let [next, length, more_high, more_low, id0, id1, id2, id3]: [u8; 8] = packet.read(headers.l4)?;
-        let this = headers.protocol;
-        headers.protocol = next;
+        let [next, length, more_high, more_low, id0, id1, id2, id3]: [u8; 8] = packet.read(parsed.l4)?;
+        let this = parsed.protocol;
+        parsed.protocol = next;
         if this == next_header::FRAGMENT {
             let field = u16::from_be_bytes([more_high, more_low]);
-            headers.fragment = Fragment::of(field >> 3, field & 1 != 0);
-            headers.id = u32::from_ne_bytes([id0, id1, id2, id3]);
-            headers.l4 += 8;
-            if matches!(headers.fragment, Fragment::Later) {
+            parsed.fragment = Fragment::of(field >> 3, field & 1 != 0);
+            parsed.id = u32::from_ne_bytes([id0, id1, id2, id3]);
+            parsed.l4 += 8;
+            if parsed.fragment == Fragment::Later {
                 return Ok(());
             }
             continue;
@@ -188,7 +182,7 @@ fn walk_extensions(packet: &Packet, headers: &mut Headers) -> Result<(), DropRea
         if this == next_header::ROUTING && more_low != 0 {
             return Err(DropReason::ExtensionHeader);
         }
-        headers.l4 += (u32::from(length) + 1) * 8;
+        parsed.l4 += (u32::from(length) + 1) * 8;
     }
     Err(DropReason::ExtensionHeader)
 }

@@ -16,8 +16,8 @@ use egress_ebpf::timeout::{SECOND_NS, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
 use super::packet::Packet;
+use super::parsed::Kind;
 use super::{Scene, hop};
-use super::headers::{Kind, Transport};
 use super::local::address_index;
 use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 
@@ -71,8 +71,9 @@ fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
 
 /// Accounts for one more packet of `WORK`'s flow.
 #[inline(always)]
-pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow, tcp_flags: u8) {
-    let key = &scene.work().key;
+pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
+    let work = scene.work();
+    let (key, tcp_flags) = (&work.key, work.parsed.tcp_flags);
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
     let seen = if key.protocol == protocol::TCP { tcp::observe(flow.seen, tcp_flags) } else { flow.seen | seen::ANY };
@@ -126,8 +127,9 @@ fn mend_twin(scene: &Scene, flow: &Flow) {
 
 /// Starts a closed connection's flow anew, under the same translation, for a client that reuses its port.
 #[inline(always)]
-pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow, tcp_flags: u8) {
+pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
     let work = scene.work();
+    let tcp_flags = work.parsed.tcp_flags;
     if work.key.protocol != protocol::TCP || !tcp::opens(tcp_flags) {
         return;
     }
@@ -142,10 +144,10 @@ pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow, tcp_flags: u8) {
 
 /// Opens the flow of `WORK`'s key, for a request that `WORK`'s rule claims.
 #[inline(always)]
-pub(crate) fn open(scene: &Scene, transport: &Transport) -> Result<&'static mut Flow, DropReason> {
+pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
     let work = scene.work();
-    work.seen = if work.key.protocol == protocol::TCP { tcp::first(transport.tcp_flags).into() } else { 0 };
-    work.ports = match transport.kind {
+    work.seen = if work.key.protocol == protocol::TCP { tcp::first(work.parsed.tcp_flags).into() } else { 0 };
+    work.ports = match work.parsed.kind {
         Kind::Tcp | Kind::Udp | Kind::Dccp => Ports::Transport,
         Kind::EchoRequest => Ports::Identifier,
         _ => Ports::Fixed,

@@ -8,50 +8,17 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Direction, Flow, FlowKey};
+use egress_ebpf::contract::{Direction, Flow};
 use egress_ebpf::verdict::DropReason;
 
 use super::family::{Family, V4, V6};
-use super::headers::{Fragment, Headers, Part, Transport};
 use super::maps::SOURCES;
-use super::packet::{Ends, L3, Packet};
-use super::{Scene, flow};
+use super::packet::{Ends, Packet};
+use super::parsed::parse_quoted;
+use super::{Scene, answer, flow};
 
 /// Length of an ICMP error's own header.
 const ICMP_HEADER: u32 = 8;
-
-/// The packet that an error quotes.
-struct Quoted {
-    headers: Headers,
-    transport: Transport,
-}
-
-impl Quoted {
-    #[inline(always)]
-    fn read<F: Family>(packet: &Packet, error: &Headers) -> Result<Self, DropReason> {
-        let headers = F::headers(packet, error.l4 + ICMP_HEADER)?;
-        // A later fragment names no ports, and no host reports an error about one (RFC 1122 section 3.2.2).
-        if matches!(headers.fragment, Fragment::Later) {
-            return Err(DropReason::IcmpUnmatched);
-        }
-        let transport = Transport::read::<F>(packet, &headers, Part::Quoted)?;
-        Ok(Self { headers, transport })
-    }
-
-    /// Key of the entry whose packets are answers to the quoted one.
-    #[inline(always)]
-    fn answered_by(&self, direction: Direction) -> FlowKey {
-        FlowKey {
-            src: self.headers.dst,
-            dst: self.headers.src,
-            src_port: self.transport.dst_port,
-            dst_port: self.transport.src_port,
-            protocol: self.headers.protocol,
-            direction: direction as u8,
-            pad: [0; 2],
-        }
-    }
-}
 
 /// Finds the flow of an error that arrives in `direction`, and puts its quotation right. The error itself is then to be
 /// forwarded as that flow's packets are.
@@ -63,7 +30,7 @@ pub(crate) fn arriving<F: Family>(
 ) -> Result<&'static mut Flow, DropReason> {
     let ctx = packet.ctx().skb.skb;
     let answer = if F::IS_V4 { icmp_v4_arriving(ctx, direction as u32) } else { icmp_v6_arriving(ctx, direction as u32) };
-    decode(answer)?;
+    answer::decode(answer)?;
     flow::find(scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)
 }
 
@@ -73,7 +40,7 @@ pub(crate) fn arriving<F: Family>(
 #[inline(always)]
 pub(crate) fn made_by_kernel<F: Family>(packet: &Packet, scene: &Scene) -> Result<Addr, DropReason> {
     let ctx = packet.ctx().skb.skb;
-    decode(if F::IS_V4 { icmp_v4_made_by_kernel(ctx) } else { icmp_v6_made_by_kernel(ctx) })?;
+    answer::decode(if F::IS_V4 { icmp_v4_made_by_kernel(ctx) } else { icmp_v6_made_by_kernel(ctx) })?;
     Ok(scene.work().old_destination)
 }
 
@@ -83,55 +50,41 @@ pub(crate) fn made_by_kernel<F: Family>(packet: &Packet, scene: &Scene) -> Resul
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn icmp_v4_arriving(ctx: *mut __sk_buff, direction: u32) -> u32 {
-    encode(quotation_of_arriving::<V4>(ctx, direction))
+    answer::encode(quotation_of_arriving::<V4>(ctx, direction))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn icmp_v6_arriving(ctx: *mut __sk_buff, direction: u32) -> u32 {
-    encode(quotation_of_arriving::<V6>(ctx, direction))
+    answer::encode(quotation_of_arriving::<V6>(ctx, direction))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn icmp_v4_made_by_kernel(ctx: *mut __sk_buff) -> u32 {
-    encode(kernels_own::<V4>(ctx))
+    answer::encode(kernels_own::<V4>(ctx))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn icmp_v6_made_by_kernel(ctx: *mut __sk_buff) -> u32 {
-    encode(kernels_own::<V6>(ctx))
-}
-
-#[inline(always)]
-fn encode(outcome: Result<(), DropReason>) -> u32 {
-    match outcome {
-        Ok(()) => 0,
-        Err(reason) => reason as u32 + 1,
-    }
-}
-
-#[inline(always)]
-fn decode(answer: u32) -> Result<(), DropReason> {
-    match answer {
-        0 => Ok(()),
-        reason => Err(DropReason::from_number(reason - 1).unwrap_or(DropReason::KernelCall)),
-    }
+    answer::encode(kernels_own::<V6>(ctx))
 }
 
 #[inline(always)]
 fn quotation_of_arriving<F: Family>(ctx: *mut __sk_buff, direction: u32) -> Result<(), DropReason> {
     let mut packet = Packet::new(TcContext::new(ctx));
     let scene = super::scene().ok_or(DropReason::Unconfigured)?;
-    let error = F::headers(&packet, L3)?;
-    let quoted = Quoted::read::<F>(&packet, &error)?;
+    let quoted = parse_quoted::<F>(&packet, scene.work().parsed.l4 + ICMP_HEADER)?;
     let direction = if direction == Direction::Request as u32 { Direction::Request } else { Direction::Reply };
-    scene.work().key = quoted.answered_by(direction);
+    scene.work().key = quoted.answer_key(direction);
     let flow = flow::find(&scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)?;
-    let ends =
-        Ends { src: flow.to_dst, dst: flow.to_src, src_port: flow.to_dst_port, dst_port: flow.to_src_port };
-    packet.rewrite_quoted::<F>(&error, &quoted.headers, &quoted.transport, &ends)
+    packet.rewrite_quoted::<F>(Ends {
+        src: flow.to_dst,
+        dst: flow.to_src,
+        src_port: flow.to_dst_port,
+        dst_port: flow.to_src_port,
+    })
 }
 
 #[inline(always)]
@@ -144,20 +97,18 @@ fn kernels_own<F: Family>(ctx: *mut __sk_buff) -> Result<(), DropReason> {
         Some(Direction::Reply) => Direction::Request,
         None => return Err(DropReason::WrongInterface),
     };
-    let error = F::headers(&packet, L3)?;
-    let quoted = Quoted::read::<F>(&packet, &error)?;
+    let quoted = parse_quoted::<F>(&packet, scene.work().parsed.l4 + ICMP_HEADER)?;
     let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
     let work = scene.work();
-    work.key = quoted.answered_by(answers);
+    work.key = quoted.answer_key(answers);
     work.key.dst = source;
-    work.key.dst_port = quoted.transport.source_after(mark);
+    work.key.dst_port = quoted.source_after(mark);
     let flow = flow::find(&scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)?;
     scene.work().old_destination = flow.to_src;
-    let ends = Ends {
-        src: quoted.headers.src,
+    packet.rewrite_quoted::<F>(Ends {
+        src: quoted.src,
         dst: flow.to_src,
-        src_port: quoted.transport.src_port,
+        src_port: quoted.src_port,
         dst_port: flow.to_src_port,
-    };
-    packet.rewrite_quoted::<F>(&error, &quoted.headers, &quoted.transport, &ends)
+    })
 }

@@ -11,9 +11,9 @@ use egress_ebpf::tcp;
 
 use super::Scene;
 use super::family::Family;
-use super::headers::{Headers, Kind, Transport};
 use super::maps::ADDRESSES;
 use super::packet::Packet;
+use super::parsed::{Kind, Parsed};
 
 /// `TCP_LISTEN` in the kernel's socket states.
 const TCP_LISTEN: u32 = 10;
@@ -30,18 +30,18 @@ pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u3
 /// Whether a socket of the router's own namespace, opened from there, waits for this packet. A listener does not count: to
 /// serve clients, a port is declared local.
 #[inline(always)]
-pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers, transport: &Transport) -> bool {
-    match transport.kind {
-        Kind::Tcp if tcp::opens(transport.tcp_flags) => false,
-        Kind::Tcp => has_tcp_socket::<F>(packet, headers, transport),
-        Kind::Udp => has_udp_socket::<F>(packet, scene, headers, transport),
+pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, parsed: &Parsed) -> bool {
+    match parsed.kind {
+        Kind::Tcp if tcp::opens(parsed.tcp_flags) => false,
+        Kind::Tcp => has_tcp_socket::<F>(packet, parsed),
+        Kind::Udp => has_udp_socket::<F>(packet, scene, parsed),
         _ => false,
     }
 }
 
 #[inline(always)]
-fn has_tcp_socket<F: Family>(packet: &Packet, headers: &Headers, transport: &Transport) -> bool {
-    let (mut tuple, size) = socket_tuple::<F>(headers, transport);
+fn has_tcp_socket<F: Family>(packet: &Packet, parsed: &Parsed) -> bool {
+    let (mut tuple, size) = socket_tuple::<F>(parsed);
     // SAFETY: the context is valid, the tuple lives on the stack, and its size is the family's.
     let socket = unsafe { bpf_skc_lookup_tcp(packet.ctx().skb.skb.cast(), &raw mut tuple, size, CURRENT_NETNS, 0) };
     if socket.is_null() {
@@ -56,8 +56,8 @@ fn has_tcp_socket<F: Family>(packet: &Packet, headers: &Headers, transport: &Tra
 
 /// An unconnected UDP socket counts when its port is an ephemeral one: it was given by the kernel, to a client.
 #[inline(always)]
-fn has_udp_socket<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers, transport: &Transport) -> bool {
-    let (mut tuple, size) = socket_tuple::<F>(headers, transport);
+fn has_udp_socket<F: Family>(packet: &Packet, scene: &Scene, parsed: &Parsed) -> bool {
+    let (mut tuple, size) = socket_tuple::<F>(parsed);
     // SAFETY: the context is valid, the tuple lives on the stack, and its size is the family's.
     let socket = unsafe { bpf_sk_lookup_udp(packet.ctx().skb.skb.cast(), &raw mut tuple, size, CURRENT_NETNS, 0) };
     if socket.is_null() {
@@ -67,7 +67,7 @@ fn has_udp_socket<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers, 
     let peer_port = unsafe { (*socket).dst_port };
     // SAFETY: the reference is given back once, and the pointer is not used again.
     unsafe { bpf_sk_release(socket.cast()) };
-    let local_port = transport.dst_port.get();
+    let local_port = parsed.dst_port.get();
     let ephemeral = local_port >= scene.config.local_port_first && local_port <= scene.config.local_port_last;
     peer_port != 0 || ephemeral
 }
@@ -76,12 +76,12 @@ fn has_udp_socket<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers, 
 const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
 
 #[inline(always)]
-fn socket_tuple<F: Family>(headers: &Headers, transport: &Transport) -> (bpf_sock_tuple, u32) {
-    let (sport, dport) = (transport.src_port.wire(), transport.dst_port.wire());
+fn socket_tuple<F: Family>(parsed: &Parsed) -> (bpf_sock_tuple, u32) {
+    let (sport, dport) = (parsed.src_port.wire(), parsed.dst_port.wire());
     if F::IS_V4 {
         let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            saddr: headers.src.v4_word(),
-            daddr: headers.dst.v4_word(),
+            saddr: parsed.src.v4_word(),
+            daddr: parsed.dst.v4_word(),
             sport,
             dport,
         };
@@ -89,8 +89,8 @@ fn socket_tuple<F: Family>(headers: &Headers, transport: &Transport) -> (bpf_soc
         (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }, size)
     } else {
         let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr: headers.src.words(),
-            daddr: headers.dst.words(),
+            saddr: parsed.src.words(),
+            daddr: parsed.dst.words(),
             sport,
             dport,
         };

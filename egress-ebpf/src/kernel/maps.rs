@@ -11,6 +11,9 @@ use egress_ebpf::contract::{
 use egress_ebpf::ports::Search;
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
+use super::packet::Ends;
+use super::parsed::Parsed;
+
 #[map]
 pub(crate) static ACTIVE: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -46,6 +49,14 @@ pub(crate) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 /// CPU.
 #[repr(C)]
 pub(crate) struct Work {
+    /// The packet.
+    pub(crate) parsed: Parsed,
+    /// The packet that it quotes, if it is an ICMP error.
+    pub(crate) quoted: Parsed,
+    /// The ends that it gets.
+    pub(crate) ends: Ends,
+    /// Whether the kernel wants to be told that an IPv6 address changes.
+    pub(crate) csum_ipv6: bool,
     /// Key of the packet's own flow entry.
     pub(crate) key: FlowKey,
     /// Key of the entry opposite to the one at hand.

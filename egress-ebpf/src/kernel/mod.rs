@@ -1,15 +1,16 @@
 //! Everything that touches packets, maps and the kernel's helpers.
 
+pub(crate) mod answer;
 pub(crate) mod egress;
 pub(crate) mod family;
 pub(crate) mod flow;
 pub(crate) mod forward;
-pub(crate) mod headers;
 pub(crate) mod hop;
 pub(crate) mod icmp;
 pub(crate) mod local;
 pub(crate) mod maps;
 pub(crate) mod packet;
+pub(crate) mod parsed;
 pub(crate) mod reply;
 pub(crate) mod request;
 
@@ -90,6 +91,14 @@ fn scene() -> Option<Scene> {
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let work = maps::WORK.get_ptr_mut(0)?;
     Some(Scene { generation: u8::from(generation != 0), config, now_ns, work })
+}
+
+/// This CPU's work space, for functions that need nothing of [`Scene`].
+#[inline(always)]
+fn work() -> Option<&'static mut Work> {
+    let work = maps::WORK.get_ptr_mut(0)?;
+    // SAFETY: as in `Scene::work`.
+    Some(unsafe { &mut *work })
 }
 
 #[inline(always)]

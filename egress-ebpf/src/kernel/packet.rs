@@ -5,7 +5,7 @@
 //! helpers alone, since only they know whether a field is whole or still to be finished by a device.
 
 use aya_ebpf::bindings::{
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_redir_neigh,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_redir_neigh,
     bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
@@ -16,8 +16,10 @@ use egress_ebpf::checksum::Delta;
 use egress_ebpf::contract::{Config, Mark, config_flag};
 use egress_ebpf::verdict::DropReason;
 
-use super::family::Family;
-use super::headers::{Checksum, End, Headers, Transport};
+use super::family::{Family, V4, V6};
+use super::maps::Work;
+use super::parsed::{Coverage, Kind, Parsed};
+use super::{answer, work};
 
 /// Offset of the IP header: both interfaces are Ethernet.
 pub(crate) const L3: u32 = 14;
@@ -29,6 +31,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 const PACKET_HOST: u32 = 0;
 
 /// Source and destination that a packet is to have.
+#[repr(C)]
 pub(crate) struct Ends {
     pub(crate) src: Addr,
     pub(crate) dst: Addr,
@@ -120,62 +123,29 @@ impl Packet {
         self.ctx.load(offset as usize).map_err(|_errno| DropReason::Malformed)
     }
 
-    /// Gives the packet these ends, and every checksum what that asks for.
+    /// Gives the packet in `WORK` these ends, and every checksum what that asks for. With `hop`, counts one more hop.
     #[inline(always)]
-    pub(crate) fn rewrite<F: Family>(
-        &mut self,
-        config: &Config,
-        headers: &Headers,
-        transport: &Transport,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        self.rewrite_addresses::<F>(config, headers, transport, ends)?;
-        let change = PortChange::of(transport, ends);
-        if change.is_none() {
-            return Ok(());
-        }
-        if let Some(checksum) = transport.checksum::<F>() {
-            self.replace_l4(headers.l4 + checksum.offset, change.delta, checksum.mangled)?;
-        }
-        self.write_ports(headers.l4, &change, ends)
+    pub(crate) fn rewrite<F: Family>(&mut self, config: &Config, ends: Ends, hop: Hop) -> Result<(), DropReason> {
+        let work = work().ok_or(DropReason::KernelCall)?;
+        work.ends = ends;
+        work.csum_ipv6 = config.flags & config_flag::CSUM_IPV6 != 0;
+        let ctx = self.ctx.skb.skb;
+        answer::decode(if F::IS_V4 { rewrite_v4(ctx, hop as u32) } else { rewrite_v6(ctx, hop as u32) })
     }
 
+    /// Gives the packet that an ICMP error quotes the ends in `WORK`, and its checksums, as far as they are quoted, and the
+    /// error's own, what that asks for.
     #[inline(always)]
-    fn rewrite_addresses<F: Family>(
-        &mut self,
-        config: &Config,
-        headers: &Headers,
-        transport: &Transport,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        let delta = Delta::ZERO.addr(&headers.src, &ends.src).addr(&headers.dst, &ends.dst);
-        if let Some(checksum) = transport.checksum::<F>().filter(|checksum| checksum.covers_addresses) {
-            let ipv6 = if !F::IS_V4 && config.flags & config_flag::CSUM_IPV6 != 0 { BPF_F_IPV6 } else { 0 };
-            let flags = checksum.mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6;
-            self.replace_l4(headers.l4 + checksum.offset, delta, flags)?;
-        }
-        if F::IS_V4 {
-            self.replace_l3(headers.l3 + F::CHECKSUM, delta)?;
-        }
-        self.write_addresses::<F>(headers, ends)
-    }
-
-    /// Gives a packet that an ICMP error quotes these ends, and its checksums, as far as they are quoted, and the error's
-    /// own, what that asks for.
-    #[inline(always)]
-    pub(crate) fn rewrite_quoted<F: Family>(
-        &mut self,
-        error: &Headers,
-        quoted: &Headers,
-        transport: &Transport,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        let addresses = Delta::ZERO.addr(&quoted.src, &ends.src).addr(&quoted.dst, &ends.dst);
-        let change = PortChange::of(transport, ends);
-        let mut total = addresses.and(change.delta);
-        if let Some(checksum) = transport.checksum::<F>() {
-            let covered = if checksum.covers_addresses { total } else { change.delta };
-            total = total.and(self.rewrite_quoted_checksum(quoted.l4 + checksum.offset, &checksum, covered)?);
+    pub(crate) fn rewrite_quoted<F: Family>(&mut self, ends: Ends) -> Result<(), DropReason> {
+        let work = work().ok_or(DropReason::KernelCall)?;
+        work.ends = ends;
+        let Work { parsed: error, quoted, ends, .. } = work;
+        let addresses = quoted.address_change(ends);
+        let ports = quoted.port_change(ends);
+        let mut total = addresses.and(ports);
+        if quoted.coverage != Coverage::None {
+            let covered = if quoted.coverage == Coverage::Message { ports } else { total };
+            total = total.and(self.rewrite_quoted_checksum(quoted, covered)?);
         }
         if F::IS_V4 {
             let at = quoted.l3 + F::CHECKSUM;
@@ -184,16 +154,15 @@ impl Packet {
             self.write(at, &new)?;
             total = total.field(old, new);
         }
-        self.write_addresses::<F>(quoted, ends)?;
-        self.write_ports(quoted.l4, &change, ends)?;
-        self.replace_l4(error.l4 + ICMP_CHECKSUM, total, 0)
+        self.write_ends::<F>(quoted, ends)?;
+        self.replace_l4(error.checksum, total, 0)
     }
 
     /// A quoted checksum is plain bytes, whole or cut off. Returns what its change adds to the sum of the quoting packet.
     #[inline(always)]
-    fn rewrite_quoted_checksum(&mut self, at: u32, checksum: &Checksum, covered: Delta) -> Result<Delta, DropReason> {
-        let Ok(old) = self.read::<u16>(at) else { return Ok(Delta::ZERO) };
-        let optional = checksum.mangled != 0;
+    fn rewrite_quoted_checksum(&mut self, quoted: &Parsed, covered: Delta) -> Result<Delta, DropReason> {
+        let Ok(old) = self.read::<u16>(quoted.checksum) else { return Ok(Delta::ZERO) };
+        let optional = quoted.coverage == Coverage::Optional;
         if optional && old == 0 {
             return Ok(Delta::ZERO);
         }
@@ -201,18 +170,8 @@ impl Packet {
             0 if optional => 0xffff,
             new => new,
         };
-        self.write(at, &new)?;
+        self.write(quoted.checksum, &new)?;
         Ok(Delta::ZERO.field(old, new))
-    }
-
-    /// Counts one more hop.
-    #[inline(always)]
-    pub(crate) fn decrement_ttl<F: Family>(&mut self, headers: &Headers) -> Result<(), DropReason> {
-        let ttl = headers.ttl - 1;
-        if F::IS_V4 {
-            self.replace_l3(headers.l3 + F::CHECKSUM, Delta::ZERO.even_byte(headers.ttl, ttl))?;
-        }
-        self.write(headers.l3 + F::TTL, &ttl)
     }
 
     /// Sends the packet out of an interface, to a neighbour that the kernel resolves.
@@ -240,40 +199,26 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn replace_l3(&mut self, offset: u32, delta: Delta) -> Result<(), DropReason> {
-        self.ctx.l3_csum_replace(offset as usize, 0, u64::from(delta.wsum()), 0).map_err(|_errno| DropReason::KernelCall)
-    }
-
-    #[inline(always)]
     fn replace_l4(&mut self, offset: u32, delta: Delta, flags: u64) -> Result<(), DropReason> {
         self.ctx.l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags).map_err(|_errno| DropReason::KernelCall)
     }
 
+    /// Source and destination lie side by side in every header, so each pair is one write.
     #[inline(always)]
-    fn write_addresses<F: Family>(&mut self, headers: &Headers, ends: &Ends) -> Result<(), DropReason> {
-        if ends.src != headers.src {
-            self.write_address::<F>(headers.l3 + F::SOURCE, &ends.src)?;
+    fn write_ends<F: Family>(&mut self, parsed: &Parsed, ends: &Ends) -> Result<(), DropReason> {
+        if F::IS_V4 {
+            self.write(parsed.l3 + F::SOURCE, &[ends.src.v4_word(), ends.dst.v4_word()])?;
+        } else {
+            self.write(parsed.l3 + F::SOURCE, &[ends.src, ends.dst])?;
         }
-        if ends.dst != headers.dst {
-            self.write_address::<F>(headers.l3 + F::DESTINATION, &ends.dst)?;
+        if parsed.has_ports {
+            return self.write(parsed.l4, &[ends.src_port, ends.dst_port]);
         }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn write_ports(&mut self, l4: u32, change: &PortChange, ends: &Ends) -> Result<(), DropReason> {
-        if let Some(offset) = change.src_offset {
-            self.write(l4 + offset, &ends.src_port)?;
+        match parsed.kind {
+            Kind::EchoRequest => self.write(parsed.l4 + ECHO_ID, &ends.src_port),
+            Kind::EchoReply => self.write(parsed.l4 + ECHO_ID, &ends.dst_port),
+            _ => Ok(()),
         }
-        if let Some(offset) = change.dst_offset {
-            self.write(l4 + offset, &ends.dst_port)?;
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn write_address<F: Family>(&mut self, offset: u32, addr: &Addr) -> Result<(), DropReason> {
-        if F::IS_V4 { self.write(offset, &addr.v4_word()) } else { self.write(offset, &addr.words()) }
     }
 
     #[inline(always)]
@@ -282,31 +227,73 @@ impl Packet {
     }
 }
 
-/// Which ports change, where they are, and what that does to a checksum.
-struct PortChange {
-    src_offset: Option<u32>,
-    dst_offset: Option<u32>,
-    delta: Delta,
+/// Whether a rewrite counts a hop, as forwarding does.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// The kernel counts it.
+    Kernel = 0,
+    /// Here.
+    Count = 1,
 }
 
-impl PortChange {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite_v4(ctx: *mut __sk_buff, hop: u32) -> u32 {
+    answer::encode(rewrite::<V4>(ctx, hop))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite_v6(ctx: *mut __sk_buff, hop: u32) -> u32 {
+    answer::encode(rewrite::<V6>(ctx, hop))
+}
+
+#[inline(always)]
+fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
+    let mut packet = Packet::new(TcContext::new(ctx));
+    let Work { parsed, ends, csum_ipv6, .. } = work().ok_or(DropReason::KernelCall)?;
+    let addresses = parsed.address_change(ends);
+    let ports = parsed.port_change(ends);
+    let mangled = if parsed.coverage == Coverage::Optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    if matches!(parsed.coverage, Coverage::Addresses | Coverage::Optional) {
+        let ipv6 = if !F::IS_V4 && *csum_ipv6 { BPF_F_IPV6 } else { 0 };
+        packet.replace_l4(parsed.checksum, addresses, mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6)?;
+    }
+    if parsed.coverage != Coverage::None && ports != Delta::ZERO {
+        packet.replace_l4(parsed.checksum, ports, mangled)?;
+    }
+    let count = hop == Hop::Count as u32;
+    let ttl = parsed.ttl.wrapping_sub(1);
+    if F::IS_V4 {
+        let hops = if count { Delta::ZERO.even_byte(parsed.ttl, ttl) } else { Delta::ZERO };
+        let delta = u64::from(addresses.and(hops).wsum());
+        let at = (parsed.l3 + F::CHECKSUM) as usize;
+        packet.ctx.l3_csum_replace(at, 0, delta, 0).map_err(|_errno| DropReason::KernelCall)?;
+    }
+    if count {
+        packet.write(parsed.l3 + F::TTL, &ttl)?;
+    }
+    packet.write_ends::<F>(parsed, ends)
+}
+
+impl Parsed {
     #[inline(always)]
-    fn of(transport: &Transport, ends: &Ends) -> Self {
-        let src_offset = transport.port_offset(End::Source).filter(|_| ends.src_port != transport.src_port);
-        let dst_offset = transport.port_offset(End::Destination).filter(|_| ends.dst_port != transport.dst_port);
-        let mut delta = Delta::ZERO;
-        if src_offset.is_some() {
-            delta = delta.port(transport.src_port, ends.src_port);
-        }
-        if dst_offset.is_some() {
-            delta = delta.port(transport.dst_port, ends.dst_port);
-        }
-        Self { src_offset, dst_offset, delta }
+    fn address_change(&self, ends: &Ends) -> Delta {
+        Delta::ZERO.addr(&self.src, &ends.src).addr(&self.dst, &ends.dst)
     }
 
+    /// Of ports that are in the packet, that is.
     #[inline(always)]
-    fn is_none(&self) -> bool {
-        self.src_offset.is_none() && self.dst_offset.is_none()
+    fn port_change(&self, ends: &Ends) -> Delta {
+        match self.kind {
+            Kind::EchoRequest => Delta::ZERO.port(self.src_port, ends.src_port),
+            Kind::EchoReply => Delta::ZERO.port(self.dst_port, ends.dst_port),
+            _ if self.has_ports => {
+                Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port)
+            }
+            _ => Delta::ZERO,
+        }
     }
 }
 
@@ -315,11 +302,8 @@ fn redirected(action: i64) -> Result<(), DropReason> {
     if action == i64::from(TC_ACT_REDIRECT) { Ok(()) } else { Err(DropReason::KernelCall) }
 }
 
-/// Offset of the checksum in an ICMP or ICMPv6 message.
-const ICMP_CHECKSUM: u32 = 2;
-
-/// Flag of a checksum whose zero means "none": zero stays zero, and a computed zero becomes 0xffff.
-pub(crate) const MANGLED: u64 = BPF_F_MARK_MANGLED_0 as u64;
+/// Offset of the identifier in an ICMP or ICMPv6 echo.
+const ECHO_ID: u32 = 4;
 
 /// See the program of the same purpose.
 pub(crate) fn knows_csum_ipv6(ctx: &TcContext) -> bool {

@@ -6,9 +6,9 @@ use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
 use super::forward::forward;
-use super::headers::{Headers, Kind, Part, Transport};
 use super::maps::RULES;
-use super::packet::{L3, Packet};
+use super::packet::Packet;
+use super::parsed::{Kind, join_fragments, parse};
 use super::{Outcome, Scene, flow, icmp, local};
 
 /// EtherTypes, network order.
@@ -33,57 +33,50 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let headers = F::headers(packet, L3)?;
-    if headers.dst.is_multicast() {
+    let parsed = parse::<F>(packet)?;
+    if parsed.dst.is_multicast() || parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);
     }
-    let mut transport = Transport::read::<F>(packet, &headers, Part::Whole)?;
-    transport.join_fragments(&headers, Side::Cluster, scene)?;
-    if matches!(transport.kind, Kind::LinkControl) {
-        return Ok(Verdict::Pass);
+    join_fragments(parsed, Side::Cluster)?;
+    match flow_of::<F>(packet, scene)? {
+        Claim::Flow(flow) => forward::<F>(packet, scene, flow, Direction::Request),
+        Claim::Not(verdict) => Ok(verdict),
     }
-    let flow = match flow_of::<F>(packet, scene, &headers, &transport)? {
-        Claim::Flow(flow) => flow,
-        Claim::Not(verdict) => return Ok(verdict),
-    };
-    forward::<F>(packet, scene, &headers, &transport, flow, Direction::Request)
 }
 
-/// The flow of a packet, which it may be the first of.
+/// The flow of the packet, which it may be the first of.
 #[inline(always)]
-fn flow_of<F: Family>(
-    packet: &Packet,
-    scene: &Scene,
-    headers: &Headers,
-    transport: &Transport,
-) -> Result<Claim, DropReason> {
-    if matches!(transport.kind, Kind::IcmpError) {
-        return icmp_error::<F>(packet, scene, headers);
+fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
+    let work = scene.work();
+    if work.parsed.kind == Kind::IcmpError {
+        return icmp_error::<F>(packet, scene);
     }
-    scene.work().key = transport.flow_key(headers, Direction::Request);
+    work.key = work.parsed.flow_key(Direction::Request);
     let flow = match flow::find(scene, &scene.work().key) {
         Some(flow) => {
-            flow::reopen_if_closed(scene, flow, transport.tcp_flags);
+            flow::reopen_if_closed(scene, flow);
             flow
         }
-        None => match claim::<F>(packet, scene, headers, transport)? {
-            None => flow::open(scene, transport)?,
+        None => match claim::<F>(packet, scene)? {
+            None => flow::open(scene)?,
             Some(verdict) => return Ok(Claim::Not(verdict)),
         },
     };
-    flow::touch(packet, scene, flow, transport.tcp_flags);
+    flow::touch(packet, scene, flow);
     Ok(Claim::Flow(flow))
 }
 
 /// An error about a reply goes to the destination that sent it; any other is about the pod's own packets.
 #[inline(always)]
-fn icmp_error<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers) -> Result<Claim, DropReason> {
+fn icmp_error<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
     match icmp::arriving::<F>(packet, scene, Direction::Request) {
         Ok(flow) => Ok(Claim::Flow(flow)),
-        Err(DropReason::IcmpUnmatched) if local::address_index(scene, Side::Cluster, &headers.dst).is_some() => {
-            Ok(Claim::Not(Verdict::Local))
+        Err(DropReason::IcmpUnmatched) => {
+            match local::address_index(scene, Side::Cluster, &scene.work().parsed.dst) {
+                Some(_) => Ok(Claim::Not(Verdict::Local)),
+                None => Err(DropReason::ForeignDestination),
+            }
         }
-        Err(DropReason::IcmpUnmatched) => Err(DropReason::ForeignDestination),
         Err(reason) => Err(reason),
     }
 }
@@ -99,23 +92,19 @@ enum Claim {
 /// Who a packet of no flow is for. A rule that claims it is then in `WORK`, as is the index of the router's address that it
 /// came to.
 #[inline(always)]
-fn claim<F: Family>(
-    packet: &Packet,
-    scene: &Scene,
-    headers: &Headers,
-    transport: &Transport,
-) -> Result<Option<Verdict>, DropReason> {
-    let Some(router_index) = local::address_index(scene, Side::Cluster, &headers.dst) else {
+fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, DropReason> {
+    let parsed = &scene.work().parsed;
+    let Some(router_index) = local::address_index(scene, Side::Cluster, &parsed.dst) else {
         return Err(DropReason::ForeignDestination);
     };
-    if headers.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, headers, transport) {
+    if parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, parsed) {
         return Ok(Some(Verdict::Local));
     }
     let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {
         return Ok(Some(Verdict::Rejected));
     };
     // Answers to the pod's own pings, and what no host forwards.
-    if rule.action == Action::Local as u8 || matches!(transport.kind, Kind::EchoReply | Kind::OtherIcmp) {
+    if rule.action == Action::Local as u8 || matches!(parsed.kind, Kind::EchoReply | Kind::OtherIcmp) {
         return Ok(Some(Verdict::Local));
     }
     let work = scene.work();
