@@ -291,13 +291,23 @@ pub(super) fn not_a_host(text: &str) -> (&'static str, String) {
     ("is not an IP address", "write an IPv4 or IPv6 address".to_owned())
 }
 
-/// The known name that a wrong one was probably meant to be: equal but for case, or at most two typing errors away.
+/// The known name that a wrong one was probably meant to be: at most two typing errors away, case apart.
 fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let lower = name.to_lowercase();
-    let distance = |candidate: &&&str| edits(&lower, &candidate.to_lowercase());
+    let distance = |candidate: &&&str| {
+        let candidate = candidate.to_lowercase();
+        // Letters in the wrong order are one error, not two.
+        if sorted(&lower) == sorted(&candidate) { usize::from(lower != candidate) } else { edits(&lower, &candidate) }
+    };
     let best = known.iter().min_by_key(distance)?;
     let limit = if name.chars().count() > 4 { 2 } else { 1 };
     (!name.is_empty() && distance(&best) <= limit).then_some(*best)
+}
+
+fn sorted(text: &str) -> Vec<char> {
+    let mut letters: Vec<char> = text.chars().collect();
+    letters.sort_unstable();
+    letters
 }
 
 /// Levenshtein distance; a long text is far from everything.
@@ -332,7 +342,8 @@ mod tests {
         let known = ["redirectRules", "fallbackIP", "ip"];
         assert_eq!(similar("fallbackIp", &known), Some("fallbackIP"));
         assert_eq!(similar("redirectRule", &known), Some("redirectRules"));
-        assert_eq!(similar("pi", &known), None, "two errors in two letters");
+        assert_eq!(similar("pi", &known), Some("ip"), "letters swapped");
+        assert_eq!(similar("xy", &known), None, "two errors in two letters");
         assert_eq!(similar("", &known), None);
         assert_eq!(similar("unrelated", &known), None);
     }

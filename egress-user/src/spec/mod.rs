@@ -25,6 +25,9 @@ mod source;
 mod tree;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 pub use check::{ValidRouter, validate};
 pub use diagnostic::{Diagnostic, Problem, Related, Severity, Style, summary};
 pub use load::{Loaded, LoadedRouter, MAX_BYTES, ReadError, load, load_reader, load_str};
