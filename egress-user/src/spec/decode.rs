@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
-use super::diagnostic::{Diagnostic, Problem, Severity};
+use super::diagnostic::{Problem, Severity};
 use super::path::At;
 use super::scalar::Kind;
-use super::source::{Source, Span};
+use super::sink::Sink;
+use super::source::Span;
 use super::tree::{Entry, Node, Value, shorten};
 
 /// Stands for a value that could not be read; the reason is among the diagnostics.
@@ -42,29 +42,34 @@ impl Fields<'_> {
 
 /// Reads a tree.
 pub(super) struct Decoder<'s> {
-    source: &'s Arc<Source>,
-    pub(super) diagnostics: Vec<Diagnostic>,
-    /// Number of errors among the diagnostics.
-    pub(super) errors: usize,
+    sink: Sink<'s>,
     /// Whether errors count as warnings: in parts that are not the user's to write.
     pub(super) lenient: bool,
 }
 
 impl<'s> Decoder<'s> {
-    pub(super) fn new(source: &'s Arc<Source>) -> Self {
-        Self { source, diagnostics: Vec::new(), errors: 0, lenient: false }
+    pub(super) fn new(sink: Sink<'s>) -> Self {
+        Self { sink, lenient: false }
     }
 
     pub(super) fn report(&mut self, problem: Problem, span: &Span, related: Option<Span>) {
         let severity = if self.lenient { Severity::Warning } else { problem.severity };
-        let problem = Problem { severity, ..problem };
-        self.errors += usize::from(problem.severity == Severity::Error);
-        self.diagnostics.push(Diagnostic::new(self.source, problem, span, related));
+        self.sink.report(Problem { severity, ..problem }, span, related);
+    }
+
+    /// Number of errors so far.
+    pub(super) fn errors(&self) -> usize {
+        self.sink.errors()
+    }
+
+    /// What was reported.
+    pub(super) fn finish(self) -> Sink<'s> {
+        self.sink
     }
 
     /// Line of a place, from 1.
     pub(super) fn line(&self, span: &Span) -> usize {
-        self.source.position(span.start).0
+        self.sink.source().position(span.start).0
     }
 
     /// Reports an error at an item.

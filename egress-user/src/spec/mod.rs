@@ -21,6 +21,7 @@ mod names;
 mod parse;
 mod path;
 mod scalar;
+mod sink;
 mod source;
 mod tree;
 mod types;

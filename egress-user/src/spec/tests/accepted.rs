@@ -175,6 +175,8 @@ fn anchors_merge_keys_and_a_byte_order_mark() {
     let rules = &only(&loaded).spec.redirect.redirect_rules;
     assert_eq!(rules.iter().map(|rule| rule.port.get()).collect::<Vec<_>>(), [80, 81]);
     assert_eq!(rules[1].destination_ip, ip("10.0.0.2"));
+    let quoted = load_str("f", &BASE.replace("name: r", "name: r\n  labels: {'<<': x}"));
+    assert_eq!(only(&quoted).metadata.labels["<<"], "x", "in quotes it is no merge key");
 }
 
 #[test]

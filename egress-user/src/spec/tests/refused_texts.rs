@@ -119,9 +119,29 @@ fn what_aliases_add_up_to_is_bounded() {
 }
 
 #[test]
+fn what_merge_keys_add_up_to_is_bounded() {
+    let mut text = String::from("a0: &a0 {k0: x}\n");
+    for level in 1..5000 {
+        text.push_str(&format!("a{level}: &a{level} {{<<: *a{}, k{level}: x}}\n", level - 1));
+    }
+    let found = lines(&load_str("f", &text).diagnostics);
+    assert!(found.contains("merge keys bring in more than 100000 fields"), "{found}");
+}
+
+#[test]
 fn an_alias_within_itself() {
     let found = lines(&load_str("f", "a: &a [*a]\n").diagnostics);
     assert!(found.contains("f:1:8: error: a[0]: an alias within the value that it stands for"), "{found}");
+}
+
+#[test]
+fn what_is_reported_is_bounded_and_says_so() {
+    let text = "a: b\n".repeat(50_001);
+    let loaded = load_str("f", &text);
+    assert_eq!(loaded.diagnostics.len(), 10_001);
+    let last = loaded.diagnostics.last().map(ToString::to_string).unwrap_or_default();
+    // 50,000 repetitions, one unknown field, four missing ones.
+    assert!(last.starts_with("f:50002:1: error: 40005 more problems are not shown"), "{last}");
 }
 
 #[test]
