@@ -47,7 +47,7 @@ Examples:
   kubectl get egressrouter NAME -o yaml | egress-router validate -
   egress-router validate -o short router.yaml    (one line a problem, for editors)
 
-Exits with 1 when there is an error; warnings alone are no failure.")]
+Exits with 1 when there is an error, with 3 when a file cannot be read; warnings alone are no failure.")]
     Validate(Validate),
 
     /// Show what `apply` would change: the link, its routes, the rules.
