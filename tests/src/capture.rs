@@ -113,7 +113,7 @@ fn open(device: &str) -> Result<OwnedFd> {
         .context("open a packet socket, which needs root")?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).context("enlarge the capture's buffer")?;
     sys::ignore_outgoing(&socket).context("leave outgoing frames out of the capture")?;
-    sys::bind_packet(&socket, index).with_context(|| format!("bind the capture to {device}"))?;
+    sys::bind_packet(&socket, index, nix::libc::ETH_P_ALL).with_context(|| format!("bind the capture to {device}"))?;
     Ok(socket)
 }
 
