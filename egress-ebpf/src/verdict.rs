@@ -159,7 +159,8 @@ mod tests {
             assert_eq!(DropReason::from_number(number.try_into().unwrap()), Some(reason));
         }
         assert_eq!(DropReason::from_number(99), None);
-        let names: HashSet<_> = Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
+        let names: HashSet<_> =
+            Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
         assert_eq!(names.len(), Verdict::ALL.len() + DropReason::ALL.len());
     }
 }

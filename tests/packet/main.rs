@@ -1,5 +1,4 @@
 //! Packet tests: the real programs, run on built packets.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 

@@ -7,19 +7,17 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{
-    Direction, Flow, FlowKey, HopKind, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
-};
+use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
+use super::local::address_index;
+use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 use super::packet::Packet;
 use super::parsed::Kind;
 use super::{Scene, hop};
-use super::local::address_index;
-use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 
 const EEXIST: i32 = -17;
 

@@ -21,8 +21,7 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     };
     let parsed = &scene.work().parsed;
     if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(ifindex) {
-        let ends =
-            Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
+        let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
         let mark = Mark(flow.mark);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
         packet.set_mark(mark);
@@ -31,8 +30,7 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
             Direction::Reply => Verdict::Reply,
         });
     }
-    let ends =
-        Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
+    let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     let (kind, hop) = (flow.hop_kind, flow.hop);
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
     packet.set_mark(Mark::DONE);

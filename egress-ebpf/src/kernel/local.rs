@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
-use egress_ebpf::contract::{AddressKey, Side};
 use egress_ebpf::addr::Addr;
+use egress_ebpf::contract::{AddressKey, Side};
 use egress_ebpf::tcp;
 
 use super::Scene;

@@ -5,8 +5,8 @@
 //! helpers alone, since only they know whether a field is whole or still to be finished by a device.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_redir_neigh,
-    bpf_redir_neigh__bindgen_ty_1,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+    bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
@@ -176,7 +176,11 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a neighbour that the kernel resolves.
     #[inline(always)]
-    pub(crate) fn redirect_to_neighbour<F: Family>(&mut self, ifindex: u32, neighbour: &Addr) -> Result<(), DropReason> {
+    pub(crate) fn redirect_to_neighbour<F: Family>(
+        &mut self,
+        ifindex: u32,
+        neighbour: &Addr,
+    ) -> Result<(), DropReason> {
         let address = if F::IS_V4 {
             bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: neighbour.v4_word() }
         } else {
@@ -200,7 +204,9 @@ impl Packet {
 
     #[inline(always)]
     fn replace_l4(&mut self, offset: u32, delta: Delta, flags: u64) -> Result<(), DropReason> {
-        self.ctx.l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags).map_err(|_errno| DropReason::KernelCall)
+        self.ctx
+            .l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags)
+            .map_err(|_errno| DropReason::KernelCall)
     }
 
     /// Source and destination lie side by side in every header, so each pair is one write.
@@ -289,9 +295,7 @@ impl Parsed {
         match self.kind {
             Kind::EchoRequest => Delta::ZERO.port(self.src_port, ends.src_port),
             Kind::EchoReply => Delta::ZERO.port(self.dst_port, ends.dst_port),
-            _ if self.has_ports => {
-                Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port)
-            }
+            _ if self.has_ports => Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port),
             _ => Delta::ZERO,
         }
     }
@@ -308,6 +312,7 @@ const ECHO_ID: u32 = 4;
 /// See the program of the same purpose.
 pub(crate) fn knows_csum_ipv6(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid; the helper checks the offset, and a zero difference changes nothing.
-    let errno = unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
+    let errno =
+        unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
     errno == 0
 }

@@ -153,7 +153,13 @@ impl Router {
     }
 
     /// After a failed apply: the link as it was, then the tables, or all of the datapath if it is new.
-    fn take_back(&mut self, mut datapath: Datapath, link: link::Applied, fresh: bool, failed: AgentError) -> AgentError {
+    fn take_back(
+        &mut self,
+        mut datapath: Datapath,
+        link: link::Applied,
+        fresh: bool,
+        failed: AgentError,
+    ) -> AgentError {
         let undone = link.undo().err().unwrap_or_default();
         let mut not_undone: Vec<AgentError> = undone.into_iter().map(AgentError::from).collect();
         if fresh {
@@ -195,7 +201,8 @@ impl Router {
             snat: Vec::new(),
             cluster_mac: [0; 6],
         };
-        let deleted = place.router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
+        let deleted =
+            place.router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
         deleted.map_err(|errors| errors.into_iter().map(AgentError::from).collect())
     }
 

@@ -175,12 +175,7 @@ fn reader(target: &Target) -> anyhow::Result<Reader> {
     Ok(Reader::open(&PinDir::new(&target.bpffs, cookie))?)
 }
 
-fn router(
-    target: &Target,
-    master: Option<&args::Master>,
-    hook: Hook,
-    settings: Settings,
-) -> anyhow::Result<Router> {
+fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: Settings) -> anyhow::Result<Router> {
     let router = router_netns(target)?;
     let master = match master {
         Some(args::Master { master_netns: Some(netns) }) => NetnsRef::Path(netns.path().to_owned()).open()?,

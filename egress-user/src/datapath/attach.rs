@@ -118,8 +118,7 @@ fn attach_tcx(
         TcAttachType::Ingress => LinkOrder::first(),
         _ => LinkOrder::last(),
     };
-    let id =
-        program.attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(order)).map_err(refused)?;
+    let id = program.attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(order)).map_err(refused)?;
     let link = program.take_link(id).map_err(refused)?;
     let link = FdLink::try_from(link).map_err(|source| pin_error("pin link", &pin, source))?;
     link.pin(&pin).map_err(|source| pin_error("pin link", &pin, source))?;
@@ -129,7 +128,11 @@ fn attach_tcx(
 }
 
 /// The pinned link, if it still is where it belongs. One whose interface has gone is unpinned.
-fn live_link(pin: &std::path::Path, interface: &str, attach_type: TcAttachType) -> Result<Option<FdLink>, DatapathError> {
+fn live_link(
+    pin: &std::path::Path,
+    interface: &str,
+    attach_type: TcAttachType,
+) -> Result<Option<FdLink>, DatapathError> {
     if !pin.exists() {
         return Ok(None);
     }
@@ -160,15 +163,14 @@ fn attach_clsact(
     // There is one already, or the filter that is refused next says what is wrong.
     let _ = tc::qdisc_add_clsact(interface);
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let (id, attached) =
-        match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
-            Ok(id) => (id, Attached::New),
-            Err(_exists) => {
-                let old = SchedClassifierLink::attached(interface, attach_type, PRIORITY, HANDLE, None)
-                    .map_err(|source| refused(tc::TcError::IoError(source).into()))?;
-                (program.attach_to_link(old).map_err(refused)?, Attached::Replaced)
-            }
-        };
+    let (id, attached) = match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
+        Ok(id) => (id, Attached::New),
+        Err(_exists) => {
+            let old = SchedClassifierLink::attached(interface, attach_type, PRIORITY, HANDLE, None)
+                .map_err(|source| refused(tc::TcError::IoError(source).into()))?;
+            (program.attach_to_link(old).map_err(refused)?, Attached::Replaced)
+        }
+    };
     // A filter lives until it is taken away; forgetting the handle keeps it from being taken away here.
     std::mem::forget(program.take_link(id).map_err(refused)?);
     let pin = pins.link(hook.name());
@@ -204,4 +206,3 @@ fn pin_error(
 ) -> DatapathError {
     DatapathError::Pin { action, path: path.to_path_buf(), source: Box::new(source) }
 }
-

@@ -56,8 +56,7 @@ impl Datapath {
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf =
-            loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
+        let mut ebpf = loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
         }
@@ -170,8 +169,10 @@ fn probe_csum_ipv6(ebpf: &mut Ebpf) -> Result<bool, DatapathError> {
     let frame = [0_u8; 128];
     let mut options = TestRunOptions::new();
     options.data_in = Some(&frame);
-    let result = program(ebpf, PROBE)?
-        .test_run(options)
-        .map_err(|source| DatapathError::Program { program: PROBE, hint: hint(&source), source })?;
+    let result = program(ebpf, PROBE)?.test_run(options).map_err(|source| DatapathError::Program {
+        program: PROBE,
+        hint: hint(&source),
+        source,
+    })?;
     Ok(result.return_value == 1)
 }

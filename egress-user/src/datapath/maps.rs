@@ -10,7 +10,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpu
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map, source_index,
+    self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map,
+    source_index,
 };
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
@@ -96,9 +97,10 @@ impl Maps {
         (0..outcomes())
             .map(|index| {
                 let values = self.counters.get(&index, 0).map_err(failed("read", map::COUNTERS))?;
-                Ok(values.iter().map(|bytes| pod_read_unaligned::<Counter>(bytes)).fold(Counter::default(), |sum, one| {
-                    Counter { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes }
-                }))
+                Ok(values.iter().map(|bytes| pod_read_unaligned::<Counter>(bytes)).fold(
+                    Counter::default(),
+                    |sum, one| Counter { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes },
+                ))
             })
             .collect()
     }
@@ -211,7 +213,8 @@ fn assign_indices(addresses: &[Addr], known: &Indices<Addr, u8>) -> Vec<(Addr, u
         }
         let index = known.get(addr).copied().or_else(|| (0..=u8::MAX).find(|free| !taken.contains(free)));
         // With every number taken, one of an address that is going away is used again.
-        let index = index.unwrap_or_else(|| (0..=u8::MAX).find(|i| indices.iter().all(|(_, used)| used != i)).unwrap_or(0));
+        let index =
+            index.unwrap_or_else(|| (0..=u8::MAX).find(|i| indices.iter().all(|(_, used)| used != i)).unwrap_or(0));
         taken.push(index);
         indices.push((*addr, index));
     }

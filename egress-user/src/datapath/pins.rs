@@ -84,7 +84,11 @@ impl PinDir {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => {
-                return Err(vec![DatapathError::Pin { action: "read directory", path: self.path.clone(), source: source.into() }]);
+                return Err(vec![DatapathError::Pin {
+                    action: "read directory",
+                    path: self.path.clone(),
+                    source: source.into(),
+                }]);
             }
         };
         let mut errors = Vec::new();

@@ -43,7 +43,6 @@ mod routing;
 mod settings;
 mod sys;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 mod tests;
 
 use serde::Serialize;
