@@ -117,6 +117,11 @@ dense! {
     }
 }
 
+/// How many hooks there are.
+pub const HOOKS: u32 = 4;
+
+const _: () = assert!(Hook::ALL.len() == HOOKS as usize);
+
 /// Outcomes of one hook: verdicts first, drop reasons after them.
 pub const OUTCOMES_PER_HOOK: u32 = 32;
 

@@ -19,10 +19,8 @@ pub(crate) trait Family: sealed::Sealed {
     const VERSION: u8;
     /// For the few real differences.
     const IS_V4: bool = Self::VERSION == 4;
-    /// Offset of the source address in the IP header.
+    /// Offset of the source address in the IP header; the destination address follows it.
     const SOURCE: u32;
-    /// Offset of the destination address in the IP header.
-    const DESTINATION: u32;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM: u32;
     /// Offset of the time to live, or hop limit.
@@ -30,7 +28,7 @@ pub(crate) trait Family: sealed::Sealed {
     /// Length of a header without options or extensions.
     const PLAIN: u32;
     /// `AF_INET` or `AF_INET6`.
-    const ADDRESS_FAMILY: u32;
+    const ADDRESS_FAMILY: u8;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// ICMP type of an echo request.
@@ -58,11 +56,10 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     const VERSION: u8 = 4;
     const SOURCE: u32 = 12;
-    const DESTINATION: u32 = 16;
     const CHECKSUM: u32 = 10;
     const TTL: u32 = 8;
     const PLAIN: u32 = 20;
-    const ADDRESS_FAMILY: u32 = 2;
+    const ADDRESS_FAMILY: u8 = 2;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -114,11 +111,10 @@ mod next_header {
 impl Family for V6 {
     const VERSION: u8 = 6;
     const SOURCE: u32 = 8;
-    const DESTINATION: u32 = 24;
     const CHECKSUM: u32 = 0;
     const TTL: u32 = 7;
     const PLAIN: u32 = 40;
-    const ADDRESS_FAMILY: u32 = 10;
+    const ADDRESS_FAMILY: u8 = 10;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;

@@ -118,7 +118,7 @@ fn mend_twin(scene: &Scene, flow: &Flow) {
         if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
     let Some(index) = address_index(scene, side, &key.dst) else { return };
     let work = scene.work();
-    work.flow = flow.reversed(&work.key, Mark::new(direction, index as u8, work.key.dst_port));
+    work.flow = flow.reversed(&work.key, Mark::new(direction, index, work.key.dst_port));
     // Another CPU may have been faster.
     let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
 }
@@ -144,7 +144,7 @@ pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
 #[inline(always)]
 pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
     let work = scene.work();
-    work.seen = if work.key.protocol == protocol::TCP { tcp::first(work.parsed.tcp_flags).into() } else { 0 };
+    work.seen = if work.key.protocol == protocol::TCP { tcp::first(work.parsed.tcp_flags) } else { 0 };
     work.ports = match work.parsed.kind {
         Kind::Tcp | Kind::Udp | Kind::Dccp => Ports::Transport,
         Kind::EchoRequest => Ports::Identifier,
@@ -191,7 +191,7 @@ extern "C" fn open_flow() -> u32 {
         to_dst: work.key.src,
         to_src_port: work.key.dst_port,
         to_dst_port: work.key.src_port,
-        mark: Mark::new(Direction::Reply, work.router_index as u8, work.key.dst_port).0,
+        mark: Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0,
         created_ns: scene.now_ns,
         last_seen_ns: scene.now_ns,
         packets: 0,
@@ -214,7 +214,7 @@ extern "C" fn open_flow() -> u32 {
     work.flow.to_src_port = port;
     work.flow.to_dst_port = target_port;
     work.flow.mark = Mark::new(Direction::Request, slot, port).0;
-    work.flow.seen = work.seen as u8;
+    work.flow.seen = work.seen;
     enter_request(&scene)
 }
 

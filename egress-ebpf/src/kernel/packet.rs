@@ -19,7 +19,7 @@ use egress_ebpf::verdict::DropReason;
 use super::family::{Family, V4, V6};
 use super::maps::Work;
 use super::parsed::{Coverage, Kind, Parsed};
-use super::{answer, work};
+use super::{answer, size, work};
 
 /// Offset of the IP header: both interfaces are Ethernet.
 pub(crate) const L3: u32 = 14;
@@ -186,9 +186,9 @@ impl Packet {
         } else {
             bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: neighbour.words() }
         };
-        let mut hop = bpf_redir_neigh { nh_family: F::ADDRESS_FAMILY, __bindgen_anon_1: address };
+        let mut hop = bpf_redir_neigh { nh_family: u32::from(F::ADDRESS_FAMILY), __bindgen_anon_1: address };
         // SAFETY: `hop` lives on the stack and its size goes with it.
-        let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size_of_val(&hop) as i32, 0) };
+        let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size::<bpf_redir_neigh>().cast_signed(), 0) };
         redirected(action)
     }
 

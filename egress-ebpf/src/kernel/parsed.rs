@@ -294,9 +294,10 @@ fn join_at(scene: &Scene, side: u32) -> Result<(), DropReason> {
         dst: parsed.dst,
         id: parsed.id,
         protocol: parsed.protocol,
-        side: side as u8,
+        side: (side & 1) as u8,
         pad: [0; 2],
     };
+    #[expect(clippy::cast_possible_truncation, reason = "differences are taken modulo 2^32, 136 years")]
     let now_s = (scene.now_ns / SECOND_NS) as u32;
     if parsed.fragment == Fragment::First {
         let ports = FragmentPorts { src_port: parsed.src_port, dst_port: parsed.dst_port, seen_s: now_s };
