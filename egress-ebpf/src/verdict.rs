@@ -110,6 +110,8 @@ dense! {
         IcmpUnmatched = "icmp_unmatched",
         /// More extension headers than the router walks, or one that it must not forward.
         ExtensionHeader = "extension_header",
+        /// The packet's checksum covers bytes that are not in it: a fragment of an SCTP packet whose port changes.
+        ChecksumElsewhere = "checksum_elsewhere",
         /// A kernel call failed that should not have.
         KernelCall = "kernel_call",
         /// The datapath is attached but not configured yet.

@@ -9,11 +9,11 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{AddressKey, Side};
 use egress_ebpf::tcp;
 
-use super::{Scene, size};
 use super::family::Family;
 use super::maps::ADDRESSES;
 use super::packet::Packet;
 use super::parsed::{Kind, Parsed};
+use super::{Scene, size};
 
 /// `TCP_LISTEN` in the kernel's socket states.
 const TCP_LISTEN: u32 = 10;
@@ -33,7 +33,7 @@ pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u8
 #[inline(always)]
 pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, parsed: &Parsed) -> bool {
     match parsed.kind {
-        Kind::Tcp if tcp::opens(parsed.tcp_flags) => false,
+        Kind::Tcp if tcp::opens(parsed.flags) => false,
         Kind::Tcp => has_tcp_socket::<F>(packet, parsed),
         Kind::Udp => has_udp_socket::<F>(packet, scene, parsed),
         _ => false,

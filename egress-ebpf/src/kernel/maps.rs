@@ -38,8 +38,7 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * 
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<Counter> =
-    PerCpuArray::with_max_entries(HOOKS * OUTCOMES_PER_HOOK, 0);
+pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(HOOKS * OUTCOMES_PER_HOOK, 0);
 
 /// Room for keys and values that would not fit the 512 bytes of stack. Private to the kernel side.
 #[map]

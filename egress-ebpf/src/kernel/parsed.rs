@@ -8,6 +8,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Direction, FlowKey, FragmentKey, FragmentPorts, Mark, Side};
+use egress_ebpf::sctp;
 use egress_ebpf::tcp::flag;
 use egress_ebpf::timeout::{SECOND_NS, protocol};
 use egress_ebpf::verdict::DropReason;
@@ -85,6 +86,8 @@ pub(crate) struct Parsed {
     pub(crate) l3: u32,
     /// Offset of the transport header from the start of the frame.
     pub(crate) l4: u32,
+    /// Offset of the end of the packet, by its IP header.
+    pub(crate) end: u32,
     /// Identification of the datagram, as it lies in the header.
     pub(crate) id: u32,
     /// Offset of the transport checksum from the start of the frame.
@@ -98,8 +101,8 @@ pub(crate) struct Parsed {
     pub(crate) fragment: Fragment,
     pub(crate) kind: Kind,
     pub(crate) coverage: Coverage,
-    /// TCP's flags; for everything else an ACK, the flag that opens and closes nothing.
-    pub(crate) tcp_flags: u8,
+    /// TCP's flags, or what an SCTP chunk is in TCP's words; else an ACK, the flag that opens and closes nothing.
+    pub(crate) flags: u8,
     /// Whether there are ports.
     pub(crate) has_ports: bool,
 }
@@ -157,7 +160,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     parsed.l3 = at;
     parsed.src_port = Port::NONE;
     parsed.dst_port = Port::NONE;
-    parsed.tcp_flags = flag::ACK;
+    parsed.flags = flag::ACK;
     parsed.has_ports = false;
     parsed.coverage = Coverage::None;
     F::read_header(&packet, parsed)?;
@@ -172,7 +175,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
             if whole {
                 // Reading the last field that may be written proves that the header is whole up to there.
                 let [flags, _, _, _, _, _, _]: [u8; 7] = packet.read(parsed.l4 + 13)?;
-                parsed.tcp_flags = flags;
+                parsed.flags = flags;
             }
         }
         protocol::UDP | protocol::UDP_LITE => {
@@ -183,7 +186,14 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
             parsed.kind = Kind::Dccp;
             parsed.cover(Coverage::Addresses, 6);
         }
-        protocol::SCTP => parsed.kind = Kind::Sctp,
+        protocol::SCTP => {
+            parsed.kind = Kind::Sctp;
+            if whole {
+                // Twelve bytes of header, then the first chunk, which starts with its type.
+                let [chunk_type]: [u8; 1] = packet.read(parsed.l4 + 12)?;
+                parsed.flags = sctp::flags(chunk_type);
+            }
+        }
         icmp if icmp == F::ICMP => return read_icmp::<F>(&packet, parsed),
         _ => {
             parsed.kind = Kind::Other;

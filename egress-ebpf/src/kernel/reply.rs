@@ -66,7 +66,7 @@ fn unsolicited<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
     }
     let harmless = match parsed.kind {
         // The stack answers with a reset, or the pod's own connection takes it.
-        Kind::Tcp => !tcp::opens(parsed.tcp_flags),
+        Kind::Tcp => !tcp::opens(parsed.flags),
         Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp => true,
         _ => false,
     };
