@@ -4,5 +4,6 @@
 
 mod fallback;
 mod lab;
+mod ports;
 mod rig;
 mod rules;
