@@ -4,6 +4,7 @@
 
 mod fallback;
 mod lab;
+mod outside;
 mod ports;
 mod rig;
 mod rules;
