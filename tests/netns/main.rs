@@ -5,6 +5,7 @@
 mod fallback;
 mod lab;
 mod outside;
+mod pod;
 mod ports;
 mod rig;
 mod rules;
