@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 
+mod edits;
 mod fallback;
 mod lab;
+mod live;
 mod outside;
 mod pod;
 mod ports;

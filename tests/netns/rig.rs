@@ -171,11 +171,6 @@ impl Spec {
         self
     }
 
-    /// How many rules the router counts.
-    pub(crate) fn rules(&self) -> usize {
-        self.rules.len() * Family::ALL.len()
-    }
-
     /// As a file.
     pub(crate) fn yaml(&self) -> String {
         let mut text = String::from(
