@@ -13,3 +13,4 @@ mod pod;
 mod ports;
 mod rig;
 mod rules;
+mod surroundings;
