@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`frame`], [`rig`] | how: a builder of frames, and the real object with its real maps in a namespace of its own |
 //! | [`golden`] | translation, byte by byte, there and back |
+//! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 
 mod frame;
 mod golden;
 mod rig;
+mod verdicts;
 
 #[test]
 fn the_kernel_loads_every_program() {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use bytemuck::{bytes_of, pod_read_unaligned};
-use egress_ebpf::contract::{Direction, Flow, FlowKey, Mark, map};
+use egress_ebpf::contract::{AddressKey, Config, Direction, Flow, FlowKey, FragmentKey, FragmentPorts, Mark, map};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 use egress_lab::address::{self, Host, ROUTER, SERVER_1, SNAT};
 use egress_lab::packet::{Content, read};
@@ -69,7 +70,7 @@ impl Default for Setup {
                 .collect(),
             fallback: None,
         };
-        let settings = Settings { flows: 1024, redirect: false, ..Settings::default() };
+        let settings = Settings { flows: FLOWS, redirect: false, ..Settings::default() };
         Self { table, settings, snat: SNAT.both().to_vec() }
     }
 }
@@ -112,11 +113,20 @@ pub(crate) fn both(mut test: impl FnMut(&mut Rig, Family) + Send) {
 
 /// Runs a test on a rig whose datapath is loaded and not configured.
 pub(crate) fn bare(test: impl FnOnce(&mut Rig) + Send) {
-    sized(Setup::default().settings.flows, test);
+    // Loading takes the verifier about a second, so what a test has done with is emptied and used again.
+    static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+    let idle = IDLE.lock().unwrap().pop();
+    let mut loaded = in_namespace(idle.unwrap_or_else(|| Loaded::new(FLOWS)), test);
+    loaded.clear();
+    IDLE.lock().unwrap().push(loaded);
 }
 
 /// As [`bare`], with room for so many flows.
 pub(crate) fn sized(flows: u32, test: impl FnOnce(&mut Rig) + Send) {
+    in_namespace(Loaded::new(flows), test);
+}
+
+fn in_namespace(loaded: Loaded, test: impl FnOnce(&mut Rig) + Send) -> Loaded {
     let netns = Netns::new("packet").unwrap();
     let [cluster, external] = [CLUSTER_MAC, EXTERNAL_MAC].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
     netns
@@ -128,16 +138,84 @@ pub(crate) fn sized(flows: u32, test: impl FnOnce(&mut Rig) + Send) {
             ROUTER.v4, ROUTER.v6, SNAT.v4, SNAT.v6
         ))
         .unwrap();
-    netns.run(|| test(&mut Rig::new(flows)));
+    netns.run(|| {
+        let mut rig = Rig::new(loaded);
+        test(&mut rig);
+        rig.loaded
+    })
 }
 
-/// A loaded datapath and the namespace around it. Removes its pins when it goes.
+/// Flows that a rig has room for.
+pub(crate) const FLOWS: u32 = 1024;
+
+/// A loaded datapath in a namespace of its own.
 pub(crate) struct Rig {
-    datapath: Datapath,
-    reader: Reader,
-    pins: PinDir,
+    loaded: Loaded,
     ifindexes: [u32; 2],
     counted: Counters,
+}
+
+/// The programs and their maps. Nothing of them stays pinned, so nothing is left behind.
+struct Loaded {
+    datapath: Datapath,
+    reader: Reader,
+    active: Array<MapData, u32>,
+    config: Array<MapData, [u8; size_of::<Config>()]>,
+    addresses: HashMap<MapData, [u8; size_of::<AddressKey>()], u32>,
+    flows: FlowMap,
+    fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<FragmentPorts>()]>,
+}
+
+type FlowMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
+
+impl Loaded {
+    fn new(flows: u32) -> Self {
+        Self::on(&own_pins(), flows, true)
+    }
+
+    /// Loads onto the maps that are pinned there, if they are.
+    fn on(pins: &PinDir, flows: u32, unpin: bool) -> Self {
+        let loaded = Datapath::load(pins.clone(), flows).map(|datapath| {
+            let open = |name| MapData::from_pin(pins.map(name)).unwrap();
+            Self {
+                datapath,
+                reader: Reader::open(pins).unwrap(),
+                active: Array::try_from(Map::Array(open(map::ACTIVE))).unwrap(),
+                config: Array::try_from(Map::Array(open(map::CONFIG))).unwrap(),
+                addresses: HashMap::try_from(Map::HashMap(open(map::ADDRESSES))).unwrap(),
+                flows: HashMap::try_from(Map::HashMap(open(map::FLOWS))).unwrap(),
+                fragments: HashMap::try_from(Map::LruHashMap(open(map::FRAGMENTS))).unwrap(),
+            }
+        });
+        if unpin || loaded.is_err() {
+            pins.remove().unwrap();
+        }
+        loaded.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    /// Back to what it was when it was loaded, but for the counters.
+    fn clear(&mut self) {
+        self.active.set(0, 0, 0).unwrap();
+        for generation in 0..2 {
+            self.config.set(generation, [0; size_of::<Config>()], 0).unwrap();
+        }
+        for key in self.addresses.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            self.addresses.remove(&key).unwrap();
+        }
+        for key in self.flows.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            self.flows.remove(&key).unwrap();
+        }
+        for key in self.fragments.keys().collect::<Result<Vec<_>, _>>().unwrap() {
+            self.fragments.remove(&key).unwrap();
+        }
+    }
+}
+
+/// Pins that no other test has.
+fn own_pins() -> PinDir {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let unique = u64::from(std::process::id()) << 20 | NEXT.fetch_add(1, Ordering::Relaxed);
+    PinDir::new(Path::new("/sys/fs/bpf/egress-test"), unique)
 }
 
 /// By hook and outcome: packets and bytes.
@@ -153,17 +231,10 @@ pub(crate) struct Run {
 }
 
 impl Rig {
-    fn new(flows: u32) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let unique = u64::from(std::process::id()) << 20 | NEXT.fetch_add(1, Ordering::Relaxed);
-        let pins = PinDir::new(Path::new("/sys/fs/bpf/egress-test"), unique);
-        let datapath = Datapath::load(pins.clone(), flows).unwrap_or_else(|error| {
-            let _ = pins.remove();
-            panic!("{}", chain(&error));
-        });
-        let reader = Reader::open(&pins).unwrap();
-        let ifindexes = ["eth0", "net1"].map(ifindex);
-        Self { datapath, reader, pins, ifindexes, counted: Counters::new() }
+    fn new(loaded: Loaded) -> Self {
+        let mut rig = Self { loaded, ifindexes: ["eth0", "net1"].map(ifindex), counted: Counters::new() };
+        rig.counted = rig.counters();
+        rig
     }
 
     /// Both interfaces, as the datapath is told of them.
@@ -177,28 +248,23 @@ impl Rig {
         let mut external = interface("net1", self.ifindexes[1], SNAT, EXTERNAL_LINK_LOCAL);
         external.addresses.retain(|address| snat.contains(address) || address.to_string() == EXTERNAL_LINK_LOCAL);
         external.addresses.extend(snat.iter().filter(|address| !SNAT.both().contains(address)));
-        Interfaces { cluster, external, snat: snat.to_vec() }
+        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC }
     }
 
     /// Puts rules, settings and addresses in force.
     pub(crate) fn install(&mut self, setup: &Setup) {
         let tables = Tables::new(&setup.table, &setup.settings, &self.interfaces(&setup.snat)).unwrap();
-        assert!(self.datapath.install(&tables).unwrap(), "the tables are in force already");
+        assert!(self.loaded.datapath.install(&tables).unwrap(), "the tables are in force already");
     }
 
     /// The datapath.
     pub(crate) fn datapath(&mut self) -> &mut Datapath {
-        &mut self.datapath
+        &mut self.loaded.datapath
     }
 
     /// The reader of its maps.
     pub(crate) fn reader(&self) -> &Reader {
-        &self.reader
-    }
-
-    /// Where it is pinned.
-    pub(crate) fn pins(&self) -> &PinDir {
-        &self.pins
+        &self.loaded.reader
     }
 
     /// Gives a frame with no mark to a program.
@@ -227,14 +293,14 @@ impl Rig {
             Hook::ClusterIngress | Hook::ClusterEgress => self.ifindexes[0],
             Hook::ExternalIngress | Hook::ExternalEgress => self.ifindexes[1],
         };
-        self.datapath
+        self.loaded.datapath
             .test_run(hook, &Arrival { frame, ifindex, mark })
             .unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
     /// All counters that have counted.
     pub(crate) fn counters(&self) -> Counters {
-        let rows = self.reader.counters().unwrap();
+        let rows = self.loaded.reader.counters().unwrap();
         rows.into_iter().map(|row| ((row.hook, row.outcome), (row.packets, row.bytes))).collect()
     }
 
@@ -262,7 +328,7 @@ impl Rig {
 
     /// Live flows, as the command line shows them.
     pub(crate) fn flows(&self) -> Vec<FlowRow> {
-        self.reader.flows().unwrap()
+        self.loaded.reader.flows().unwrap()
     }
 
     /// The one live flow.
@@ -278,7 +344,7 @@ impl Rig {
             let (key, flow) = item.unwrap();
             (pod_read_unaligned(&key), pod_read_unaligned(&flow))
         };
-        self.flow_map().iter().map(read).collect()
+        self.loaded.flows.iter().map(read).collect()
     }
 
     /// The one flow's entry of one direction.
@@ -290,20 +356,20 @@ impl Rig {
     }
 
     /// Writes an entry of the flow table.
-    pub(crate) fn set_entry(&self, key: &FlowKey, flow: &Flow) {
+    pub(crate) fn set_entry(&mut self, key: &FlowKey, flow: &Flow) {
         let key: [u8; KEY] = bytes_of(key).try_into().unwrap();
         let flow: [u8; VALUE] = bytes_of(flow).try_into().unwrap();
-        self.flow_map().insert(key, flow, 0).unwrap();
+        self.loaded.flows.insert(key, flow, 0).unwrap();
     }
 
     /// Removes an entry of the flow table.
-    pub(crate) fn remove_entry(&self, key: &FlowKey) {
+    pub(crate) fn remove_entry(&mut self, key: &FlowKey) {
         let key: [u8; KEY] = bytes_of(key).try_into().unwrap();
-        self.flow_map().remove(&key).unwrap();
+        self.loaded.flows.remove(&key).unwrap();
     }
 
     /// Makes everything in the flow table this much older, as if so much time had gone by.
-    pub(crate) fn pass_time(&self, time: Duration) {
+    pub(crate) fn pass_time(&mut self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap();
         for (key, mut flow) in self.entries() {
             flow.created_ns = flow.created_ns.saturating_sub(ns);
@@ -320,11 +386,6 @@ impl Rig {
             assert_eq!(key.twin(flow).twin(twin), *key);
         }
     }
-
-    fn flow_map(&self) -> HashMap<MapData, [u8; KEY], [u8; VALUE]> {
-        let pin: PathBuf = self.pins.map(map::FLOWS);
-        HashMap::try_from(Map::HashMap(MapData::from_pin(pin).unwrap())).unwrap()
-    }
 }
 
 const KEY: usize = size_of::<FlowKey>();
@@ -335,14 +396,6 @@ pub(crate) const CLUSTER_LINK_LOCAL: &str = "fe80::10";
 /// The external interface's link-local address.
 pub(crate) const EXTERNAL_LINK_LOCAL: &str = "fe80::20";
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if let Err(errors) = self.pins.remove() {
-            eprintln!("remove {}: {errors:?}", self.pins.path().display());
-        }
-    }
-}
-
 impl Run {
     /// Checks what became of the frame: the action, and that exactly this outcome's counter of this hook moved, by one packet
     /// and its bytes.
@@ -350,7 +403,7 @@ impl Run {
     pub(crate) fn is(self, outcome: impl Into<Outcome>) -> Self {
         let outcome = outcome.into();
         let (name, action) = match outcome {
-            Outcome::On(Verdict::Redirected) => (Verdict::Redirected.name(), ACTION_REDIRECT),
+            Outcome::On(verdict @ (Verdict::RequestRedirected | Verdict::ReplyRedirected)) => (verdict.name(), ACTION_REDIRECT),
             Outcome::On(verdict) => (verdict.name(), ACTION_NEXT),
             Outcome::Drop(reason) => (reason.name(), ACTION_SHOT),
         };
@@ -392,12 +445,17 @@ impl Run {
         let drop = DropReason::ALL.iter().find(|reason| reason.name() == name).map(|reason| Outcome::Drop(*reason));
         let outcome = verdict.or(drop).unwrap();
         let actions: &[i32] = match outcome {
-            Outcome::On(Verdict::Redirected) => &[ACTION_REDIRECT],
+            Outcome::On(Verdict::RequestRedirected | Verdict::ReplyRedirected) => &[ACTION_REDIRECT],
             Outcome::On(_) => &[ACTION_NEXT],
             Outcome::Drop(_) => &[ACTION_SHOT],
         };
         assert!(actions.contains(&self.departure.action), "{outcome:?} with action {}", self.departure.action);
         outcome
+    }
+
+    /// Whether the frame goes on.
+    pub(crate) fn goes_on(&self) -> bool {
+        goes_on(&self.departure)
     }
 
     /// The frame.
