@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use egress_ebpf::addr::Port;
 use egress_ebpf::contract::{Direction, Mark};
-use egress_ebpf::verdict::DropReason::{ForeignDestination, Leak, Unconfigured, Unsolicited, WrongInterface};
+use egress_ebpf::verdict::DropReason::{ForeignDestination, Leak, Malformed, Unconfigured, Unsolicited, WrongInterface};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ON_LINK, ROUTER, SERVER_1, SERVER_2, SNAT};
@@ -435,6 +435,6 @@ fn ipv4_mapped_addresses_in_ipv6_are_not_ipv4() {
         assert!(!matches!(run.outcome(), Outcome::On(Verdict::Request | Verdict::RequestRedirected)), "{run:?}");
         assert!(rig.entries().is_empty());
         let frame = v6(mapped(SNAT), SERVER_1.ip(Family::V6), SYN);
-        rig.run(Hook::ExternalEgress, &frame.bytes()).is(Leak);
+        rig.run(Hook::ExternalEgress, &frame.bytes()).is(Malformed);
     });
 }
