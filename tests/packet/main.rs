@@ -5,11 +5,19 @@
 //! | [`frame`], [`rig`] | how: a builder of frames, and the real object with its real maps in a namespace of its own |
 //! | [`golden`] | translation, byte by byte, there and back |
 //! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
+//! | [`ports`] | which source port a flow gets |
+//! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
+//! | [`fragments`] | packets in fragments |
+//! | [`scale`] | every port a rule |
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 
+mod fragments;
 mod frame;
 mod golden;
+mod life;
+mod ports;
 mod rig;
+mod scale;
 mod verdicts;
 
 #[test]

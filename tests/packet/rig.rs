@@ -90,6 +90,14 @@ impl Setup {
     }
 }
 
+impl Setup {
+    /// Where the first rule sends its packets.
+    pub(crate) fn server(&self) -> SocketAddr {
+        let rule = self.table.rules[0];
+        SocketAddr::new(rule.destination, rule.destination_port().get())
+    }
+}
+
 /// A rule.
 pub(crate) fn rule(index: u32, protocol: Protocol, port: u16, destination: IpAddr, target: Option<u16>) -> Rule {
     let target_port = target.map(|port| port.try_into().unwrap());
