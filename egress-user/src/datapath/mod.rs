@@ -20,6 +20,7 @@ mod object;
 mod pins;
 mod read;
 mod tables;
+mod test_run;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
@@ -28,3 +29,4 @@ pub use load::{Datapath, Installed};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use tables::{Interface, Interfaces, Settings, Tables};
+pub use test_run::{Arrival, Departure};
