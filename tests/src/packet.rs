@@ -181,15 +181,16 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_be_bytes)
 }
 
-/// The unfolded sum of big-endian 16-bit words.
+/// The unfolded sum of big-endian 16-bit words. An odd byte at the end counts as the high half of a word.
 fn partial(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(pair.iter().fold(0_u16, |word, byte| word << 8 | u16::from(*byte)))).sum()
+    let (words, odd) = bytes.as_chunks::<2>();
+    let words = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum::<u64>();
+    words + odd.first().map_or(0, |byte| u64::from(*byte) << 8)
 }
 
-/// The one's complement sum of `bytes` and `start`. An odd byte at the end counts as the high half of a word.
+/// The one's complement sum of `bytes` and `start`.
 pub(crate) fn sum(bytes: &[u8], start: u64) -> u16 {
-    let (even, odd) = bytes.split_at(bytes.len() & !1);
-    let mut total = start + partial(even) + odd.first().map_or(0, |byte| u64::from(*byte) << 8);
+    let mut total = start + partial(bytes);
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
