@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use nix::unistd::write;
 
+use super::decode::snapshot;
 use super::error::LinkError;
 use super::frame::{self, ETH_ARP, ETH_IPV6};
 use super::netns::Netns;
-use super::observe::snapshot;
 use super::sys::packet_socket;
 
 /// How often: a single announcement gets lost, or is ignored by a switch that is learning the port.

@@ -1,5 +1,6 @@
 //! One step from the present state to the wanted one, as data: to show, to do, and to undo.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -77,6 +78,13 @@ pub enum Change {
     AddRoute(EgressRoute),
     /// Remove a route from the egress table.
     RemoveRoute(EgressRoute),
+    /// Exchange a route of the egress table for one with the same destination and metric.
+    ReplaceRoute {
+        /// The route that is there.
+        from: EgressRoute,
+        /// The route that takes its place.
+        to: EgressRoute,
+    },
     /// Add a policy rule.
     AddRule(PolicyRule),
     /// Remove a policy rule.
@@ -98,6 +106,8 @@ pub struct Macvlan {
     pub mtu: u32,
     /// By which this program knows it again.
     pub alias: String,
+    /// Its kernel settings, written before it is ever up.
+    pub settings: BTreeMap<Sysctl, String>,
 }
 
 /// A route of the table that holds the way out.
@@ -146,6 +156,23 @@ impl Change {
         matches!(self, Self::SetSysctl { key, to, .. } if key.path().ends_with("forwarding") && to == "1")
     }
 
+    /// Whether all it wants is that something is not there.
+    pub(super) fn removes(&self) -> bool {
+        match self {
+            Self::DeleteLink(_) | Self::RemoveAddress { .. } | Self::RemoveRoute(_) | Self::RemoveRule(_) => true,
+            Self::CreateLink(_)
+            | Self::SetMac { .. }
+            | Self::SetMtu { .. }
+            | Self::SetUp { .. }
+            | Self::SetSysctl { .. }
+            | Self::Probe { .. }
+            | Self::AddAddress { .. }
+            | Self::AddRoute(_)
+            | Self::ReplaceRoute { .. }
+            | Self::AddRule(_) => false,
+        }
+    }
+
     /// The step that takes this one back; `None` when it changed nothing or the state before is not known.
     #[must_use]
     pub fn inverse(&self) -> Option<Self> {
@@ -161,6 +188,7 @@ impl Change {
             Self::RemoveAddress { interface, address } => Self::AddAddress { interface, address },
             Self::AddRoute(route) => Self::RemoveRoute(route),
             Self::RemoveRoute(route) => Self::AddRoute(route),
+            Self::ReplaceRoute { from, to } => Self::ReplaceRoute { from: to, to: from },
             Self::AddRule(rule) => Self::RemoveRule(rule),
             Self::RemoveRule(rule) => Self::AddRule(rule),
         })
@@ -185,6 +213,7 @@ impl fmt::Display for Change {
             Self::RemoveAddress { interface, address } => write!(f, "remove {address} from {interface}"),
             Self::AddRoute(route) => write!(f, "add route {route}"),
             Self::RemoveRoute(route) => write!(f, "remove route {route}"),
+            Self::ReplaceRoute { from, to } => write!(f, "replace route {from} by {to}"),
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
             Self::RemoveRule(rule) => write!(f, "remove rule {rule}"),
         }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::error::{LinkError, MasterFault};
 use super::observe::{Family, Interface, ObservedMode, Snapshot};
-use super::plan::MAIN_TABLE;
+use super::routing::MAIN_TABLE;
 use crate::compile::{Address, LinkPlan, MacvlanMode};
 
 /// The namespace to look in.

@@ -27,7 +27,9 @@
 mod announce;
 mod apply;
 mod change;
+mod decode;
 mod error;
+mod execute;
 mod frame;
 mod mac;
 mod master;
@@ -37,8 +39,11 @@ mod observe;
 mod plan;
 mod probe;
 mod record;
+mod routing;
+mod settings;
 mod sys;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 mod tests;
 
 use serde::Serialize;
@@ -46,14 +51,14 @@ use serde::Serialize;
 pub use announce::{announce, announce_rounds};
 pub use apply::{Applied, delete, prepare};
 pub use change::{Change, EgressRoute, Hop, Macvlan};
+pub use decode::snapshot;
 pub use error::{Conflict, Difference, LinkError, MasterFault};
 pub use mac::{Mac, NotAMac};
 pub use netns::{Netns, NetnsRef};
-pub use observe::{
-    Family, Interface, InterfaceAddress, Mark, ObservedMode, PolicyRule, Route, Snapshot, Sysctl, snapshot,
-};
-pub use plan::{EGRESS_TABLE, Plan};
+pub use observe::{Family, Interface, InterfaceAddress, Mark, ObservedMode, PolicyRule, Route, Snapshot, Sysctl};
+pub use plan::Plan;
 pub use probe::probe;
+pub use routing::EGRESS_TABLE;
 
 use crate::compile::{LinkPlan, RouterName};
 
@@ -92,7 +97,7 @@ pub struct Observed {
 /// # Errors
 /// Whatever makes the wanted state impossible, found before anything is changed: see [`LinkError`].
 pub fn plan(place: &Place, router: &RouterName, link: &LinkPlan) -> Result<Plan, LinkError> {
-    let settings = plan::settings_read(&place.cluster_interface, &place.external_interface);
+    let settings = settings::read_by_plans(&place.cluster_interface, &place.external_interface);
     let same = place.router.is(&place.master)?;
     let here = snapshot(&place.router, &settings, (!same).then_some(&place.master))?;
     let there = if same { None } else { Some(snapshot(&place.master, &[], None)?) };
@@ -128,5 +133,5 @@ pub fn observe(place: &Place) -> Result<Observed, LinkError> {
         _ => (32768, 60999),
     };
     let external = state.interface(&place.external_interface).cloned();
-    Ok(Observed { cluster, external, routes: plan::present_routes(&state).collect(), local_ports })
+    Ok(Observed { cluster, external, routes: routing::present_routes(&state).collect(), local_ports })
 }

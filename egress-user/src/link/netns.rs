@@ -91,7 +91,13 @@ impl Netns {
     /// # Errors
     /// [`LinkError::OpenNetns`] when process 1 may not be inspected.
     pub fn host() -> Result<Self, LinkError> {
-        NetnsRef::Pid(1).open().map(|netns| Self { label: "host".to_owned(), ..netns })
+        let path = NetnsRef::Pid(1).path();
+        let file = File::open(&path).map_err(|source| LinkError::OpenNetns {
+            netns: "host".to_owned(),
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { file: Arc::new(file), label: "host".to_owned() })
     }
 
     /// What error messages call it.

@@ -10,18 +10,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::decode::snapshot;
 use super::error::{Conflict, LinkError};
 use super::frame::{self, ETH_ARP, ETH_IPV6};
 use super::mac::Mac;
 use super::netns::Netns;
-use super::observe::snapshot;
 use super::sys::packet_socket;
 
 /// As RFC 5227 has it.
 const PROBES: u32 = 3;
 /// Shorter than RFC 5227's one to two seconds: a router that restarts is missed meanwhile, and a host on the same
 /// link answers in milliseconds.
-const INTERVAL: Duration = Duration::from_millis(300);
+const INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 300 });
 
 /// Sends three probes for each address within a second, listening for whoever has one or is about to take it.
 ///

@@ -72,7 +72,7 @@ impl Record {
         let mut record = self.clone();
         for change in changes {
             match change {
-                Change::SetSysctl { key, from: Some(from), to } if !key.is_of(interface) => {
+                Change::SetSysctl { key, from: Some(from), to } if adopted || !key.is_of(interface) => {
                     let fresh = Setting { before: from.clone(), set: to.clone() };
                     record.sysctls.entry(key.clone()).and_modify(|known| known.set.clone_from(to)).or_insert(fresh);
                 }

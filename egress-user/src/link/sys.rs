@@ -1,5 +1,9 @@
 //! The system calls that no safe crate offers. All unsafe code of the user crate's link room is in this file.
 #![expect(unsafe_code, reason = "sockaddr_ll and SO_NETNS_COOKIE have no safe constructor or getter in nix")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "libc types the kernel's small constants and the sizes of its small structs wider than its fields"
+)]
 
 use std::io;
 use std::mem::size_of;

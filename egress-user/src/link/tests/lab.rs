@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::compile::{Address, LinkPlan, MacvlanMode, RouterName};
-use crate::link::{LinkError, Netns, NetnsRef, Place, Plan, Snapshot, Sysctl, apply, plan, snapshot};
+use crate::link::{LinkError, Mac, Netns, NetnsRef, Place, Plan, Snapshot, Sysctl, apply, plan, snapshot};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-pub(super) const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 128, 0, 1));
+/// The outside's addresses on the external network.
+pub(super) const OUTSIDE: [&str; 2] = ["192.168.12.1", "2001:db8:12::1"];
 pub(super) const OUTSIDE_MAC: &str = "02:aa:00:00:00:01";
 
 /// A namespace that goes away with its value.
@@ -42,9 +43,16 @@ impl Namespace {
         run(&[&["ip", "-n", &self.name], arguments.as_slice()].concat())
     }
 
-    pub(super) fn exec(&self, command: &str) -> String {
-        let arguments: Vec<&str> = command.split_whitespace().collect();
-        run(&[&["ip", "netns", "exec", &self.name], arguments.as_slice()].concat())
+    /// `ip -n NAME ...` that has to fail, with its error.
+    pub(super) fn ip_fails(&self, arguments: &str) -> String {
+        let all = ["-n", &self.name].into_iter().chain(arguments.split_whitespace());
+        let output = Command::new("ip").args(all).output().unwrap();
+        assert!(!output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    pub(super) fn mac(&self, interface: &str) -> Mac {
+        snapshot(&self.netns, &[], None).unwrap().interface(interface).unwrap().mac.unwrap()
     }
 
     /// Whether a datagram from here, from `source` if given, gets to `to` in the other namespace and its answer back.
@@ -102,7 +110,7 @@ pub(super) struct Lab {
 impl Lab {
     pub(super) fn new() -> Self {
         let [client, router, host, outside] = ["c", "r", "h", "s"].map(Namespace::new);
-        for namespace in [&router, &outside] {
+        for namespace in [&client, &router, &host, &outside] {
             // Addresses of the lab itself need no duplicate detection, which would only cost time.
             namespace.set_sysctl("net/ipv6/conf/default/accept_dad", "0");
         }
@@ -111,6 +119,9 @@ impl Lab {
         client.ip("address add 10.128.0.1/24 dev c0");
         client.ip("address add fd00:128::1/64 dev c0 nodad");
         client.ip("link set c0 up");
+        // The kernel's own link-local address would turn up in the middle of a test.
+        router.ip("link set eth0 addrgenmode none");
+        router.ip("address add fe80::2/64 dev eth0 nodad");
         router.ip("address add 10.128.0.2/24 dev eth0");
         router.ip("address add fd00:128::2/64 dev eth0 nodad");
         router.ip("link set eth0 up");
@@ -156,7 +167,7 @@ impl Lab {
 
     /// All that a plan may touch in the router's namespace.
     pub(super) fn state(&self) -> Snapshot {
-        let settings = crate::link::plan::settings_read("eth0", "net1");
+        let settings = crate::link::settings::read_by_plans("eth0", "net1");
         snapshot(&self.router.netns, &settings, None).unwrap()
     }
 }
@@ -179,4 +190,22 @@ pub(super) fn dual_stack() -> LinkPlan {
             address("2001:db8:12::99/64", Some("2001:db8:12::1")),
         ],
     }
+}
+
+/// Panics with the lines in which the two differ.
+#[track_caller]
+pub(super) fn assert_same(after: &Snapshot, before: &Snapshot, when: &str) {
+    let lines = |state: &Snapshot| -> Vec<String> {
+        let parts = [
+            state.interfaces.iter().map(|part| format!("{part:?}")).collect::<Vec<_>>(),
+            state.routes.iter().map(|part| format!("{part:?}")).collect(),
+            state.rules.iter().map(ToString::to_string).collect(),
+            state.sysctls.iter().map(|part| format!("{part:?}")).collect(),
+        ];
+        parts.concat()
+    };
+    let (after, before) = (lines(after), lines(before));
+    let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
+    let lost: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
+    assert!(new.is_empty() && lost.is_empty(), "{when}:\nnew {new:#?}\nlost {lost:#?}");
 }

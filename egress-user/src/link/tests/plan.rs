@@ -1,0 +1,205 @@
+//! Plans as pure data: what is inferred from what.
+
+use std::collections::BTreeMap;
+
+use super::lab::{address, router_name};
+use crate::compile::{Address, LinkPlan, MacvlanMode};
+use crate::link::plan::{Inputs, compute};
+use crate::link::{Change, Family, Hop, Interface, InterfaceAddress, LinkError, Mac, Plan, Route, Snapshot, Sysctl};
+
+/// An interface that is up and has these addresses.
+fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
+    let address = |net: &&str| InterfaceAddress { net: net.parse().unwrap(), duplicate: false, tentative: false };
+    Interface {
+        index,
+        name: name.to_owned(),
+        mac: Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()])),
+        mtu: 1500,
+        up: true,
+        lower_up: true,
+        addresses: addresses.iter().map(address).collect(),
+        ..Interface::default()
+    }
+}
+
+fn default_route(interface: u32, gateway: &str, metric: u32) -> Route {
+    let gateway = gateway.parse().unwrap();
+    Route {
+        destination: Family::of(gateway).everything(),
+        gateway: Some(gateway),
+        interface: Some(interface),
+        metric,
+        table: 254,
+        unreachable: false,
+        onlink: false,
+    }
+}
+
+fn router() -> Snapshot {
+    let sysctls = BTreeMap::from([(Sysctl::ipv6("lo", "disable_ipv6"), Some("0".to_owned()))]);
+    Snapshot { interfaces: vec![interface(2, "eth0", &["10.128.0.2/24"])], sysctls, ..Snapshot::default() }
+}
+
+fn host(interfaces: Vec<Interface>, routes: Vec<Route>) -> Snapshot {
+    Snapshot { interfaces, routes, ..Snapshot::default() }
+}
+
+fn link(master: Option<&str>, addresses: &[Address]) -> LinkPlan {
+    LinkPlan { master: master.map(str::to_owned), mode: MacvlanMode::Bridge, addresses: addresses.to_vec() }
+}
+
+fn plan(here: &Snapshot, there: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
+    compute(Inputs {
+        cluster_interface: "eth0",
+        external_interface: "net1",
+        router: &router_name(),
+        link,
+        reply_mark: None,
+        here,
+        here_label: "router",
+        there: Some(there),
+        there_label: "host",
+    })
+}
+
+fn gateways(plan: &Plan) -> Vec<(String, bool)> {
+    let gateway = |change: &Change| match change {
+        Change::AddRoute(route) => match &route.hop {
+            Hop::Gateway { gateway, onlink, .. } => Some((gateway.to_string(), *onlink)),
+            _ => None,
+        },
+        _ => None,
+    };
+    plan.changes().filter_map(gateway).collect()
+}
+
+#[test]
+fn the_master_is_the_one_whose_subnet_holds_the_address() {
+    let there = host(
+        vec![interface(2, "eth0", &["10.0.0.5/24"]), interface(3, "eth1", &["192.168.12.2/24"])],
+        vec![default_route(2, "10.0.0.1", 0)],
+    );
+    let plan = plan(&router(), &there, &link(None, &[address("192.168.12.99/24", None)])).unwrap();
+    assert_eq!(plan.master, "eth1");
+}
+
+#[test]
+fn else_it_is_the_best_default_routes() {
+    let there = host(
+        vec![interface(2, "eth0", &[]), interface(3, "eth1", &[]), interface(4, "eth2", &[])],
+        vec![default_route(2, "10.0.0.1", 200), default_route(3, "10.0.1.1", 100), default_route(4, "fe80::1", 1)],
+    );
+    let v4 = link(None, &[address("192.168.12.99/24", None)]);
+    assert_eq!(plan(&router(), &there, &v4).unwrap().master, "eth1");
+    let v6 = link(None, &[address("2001:db8:12::99/64", None)]);
+    assert_eq!(plan(&router(), &there, &v6).unwrap().master, "eth2");
+}
+
+#[test]
+fn several_that_fit_are_listed() {
+    let v4 = link(None, &[address("192.168.12.99/24", None)]);
+    let interfaces = || vec![interface(2, "eth0", &["192.168.12.2/24"]), interface(3, "eth1", &["192.168.12.3/24"])];
+    let by_subnet = host(interfaces(), Vec::new());
+    let by_route = host(
+        vec![interface(2, "eth0", &[]), interface(3, "eth1", &[])],
+        vec![default_route(2, "10.0.0.1", 0), default_route(3, "10.0.1.1", 0)],
+    );
+    for there in [by_subnet, by_route] {
+        let error = plan(&router(), &there, &v4).unwrap_err();
+        assert!(
+            matches!(&error, LinkError::MasterAmbiguous { candidates, .. } if *candidates == ["eth0", "eth1"]),
+            "{error:?}"
+        );
+    }
+    assert_eq!(
+        plan(&router(), &host(interfaces(), vec![]), &link(Some("eth1"), &v4.addresses)).unwrap().master,
+        "eth1"
+    );
+}
+
+#[test]
+fn none_that_fits_lists_what_there_is() {
+    let there = host(vec![interface(2, "eth0", &["10.0.0.5/24"])], Vec::new());
+    let error = plan(&router(), &there, &link(None, &[address("192.168.12.99/24", None)])).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, LinkError::MasterUnknown { .. }), "{text}");
+    assert!(text.contains("192.168.12.99") && text.contains("eth0") && text.contains("host"), "{text}");
+}
+
+#[test]
+fn a_gateway_is_inferred_from_the_master_only_within_the_subnet() {
+    let there = |gateway| host(vec![interface(3, "eth1", &["192.168.12.2/24"])], vec![default_route(3, gateway, 0)]);
+    let without = link(Some("eth1"), &[address("192.168.12.99/24", None)]);
+    let with = link(Some("eth1"), &[address("192.168.12.99/24", Some("192.168.12.7"))]);
+    let inferred = |gateway, link| gateways(&plan(&router(), &there(gateway), link).unwrap());
+    assert_eq!(inferred("192.168.12.1", &without), [("192.168.12.1".to_owned(), false)]);
+    assert_eq!(inferred("192.168.12.1", &with), [("192.168.12.7".to_owned(), false)]);
+    assert_eq!(inferred("192.168.13.1", &without), []);
+    assert_eq!(inferred("192.168.12.99", &without), [], "the router is not its own gateway");
+}
+
+#[test]
+fn a_gateway_outside_the_subnet_is_taken_to_be_on_the_link() {
+    let there = host(vec![interface(3, "eth1", &[])], Vec::new());
+    let outside = link(
+        Some("eth1"),
+        &[address("192.168.12.99/32", Some("192.168.13.1")), address("2001:db8::9/128", Some("fe80::1"))],
+    );
+    let plan = plan(&router(), &there, &outside).unwrap();
+    assert_eq!(gateways(&plan), [("192.168.13.1".to_owned(), true), ("fe80::1".to_owned(), false)]);
+}
+
+#[test]
+fn strict_reverse_path_filters_become_loose_and_others_stay() {
+    let there = host(vec![interface(3, "eth1", &[])], Vec::new());
+    let wanted = link(Some("eth1"), &[address("192.168.12.99/24", None)]);
+    for (all, cluster, changed) in
+        [("0", "0", false), ("0", "1", true), ("1", "0", true), ("2", "1", false), ("1", "2", false)]
+    {
+        let mut here = router();
+        for (name, value) in [("all", all), ("eth0", cluster)] {
+            here.sysctls.insert(Sysctl::ipv4(name, "rp_filter"), Some(value.to_owned()));
+        }
+        let plan = plan(&here, &there, &wanted).unwrap();
+        let key = Sysctl::ipv4("eth0", "rp_filter");
+        let loose = |change: &Change| matches!(change, Change::SetSysctl { key: k, to, .. } if *k == key && to == "2");
+        assert_eq!(plan.changes().any(loose), changed, "all {all}, eth0 {cluster}");
+    }
+}
+
+#[test]
+fn nothing_is_claimed_or_forwarded_in_the_link_stage_and_forwarding_is_last() {
+    let there = host(vec![interface(3, "eth1", &[])], Vec::new());
+    let both = [address("192.168.12.99/24", None), address("2001:db8:12::99/64", None)];
+    let plan = plan(&router(), &there, &link(Some("eth1"), &both)).unwrap();
+    assert!(matches!(plan.link_stage.as_slice(), [Change::CreateLink(_)]), "{:#?}", plan.link_stage);
+    let first = plan.claim_stage.iter().position(Change::switches_forwarding_on).unwrap();
+    assert!(plan.claim_stage[first..].iter().all(Change::switches_forwarding_on), "{:#?}", plan.claim_stage);
+    let place = |wanted: fn(&Change) -> bool| plan.claim_stage.iter().position(wanted).unwrap();
+    let probe = place(|change| matches!(change, Change::Probe { .. }));
+    let claim = place(|change| matches!(change, Change::AddAddress { .. }));
+    assert!(place(|change| matches!(change, Change::SetUp { .. })) < probe && probe < claim);
+}
+
+#[test]
+fn a_kernel_without_ipv6_serves_ipv4_only() {
+    let there = host(vec![interface(3, "eth1", &[])], Vec::new());
+    let mut here = router();
+    here.sysctls.clear();
+    let v4 = plan(&here, &there, &link(Some("eth1"), &[address("192.168.12.99/24", None)])).unwrap();
+    assert!(!serde_json::to_string(&v4).unwrap().contains("ipv6"));
+    let error = plan(&here, &there, &link(Some("eth1"), &[address("2001:db8:12::99/64", None)])).unwrap_err();
+    assert!(matches!(error, LinkError::NoIpv6 { .. }), "{error:?}");
+}
+
+#[test]
+fn every_change_reads_well_and_undoing_twice_is_doing() {
+    let there = host(vec![interface(3, "eth1", &["192.168.12.2/24"])], vec![default_route(3, "192.168.12.1", 0)]);
+    let plan = plan(&router(), &there, &link(None, &[address("192.168.12.99/24", None)])).unwrap();
+    for change in plan.changes() {
+        assert!(!change.to_string().contains('{'), "{change}");
+        if let Some(inverse) = change.inverse() {
+            assert_eq!(inverse.inverse().as_ref(), Some(change));
+        }
+    }
+}
