@@ -301,7 +301,8 @@ impl Rig {
             Hook::ClusterIngress | Hook::ClusterEgress => self.ifindexes[0],
             Hook::ExternalIngress | Hook::ExternalEgress => self.ifindexes[1],
         };
-        self.loaded.datapath
+        self.loaded
+            .datapath
             .test_run(hook, &Arrival { frame, ifindex, mark })
             .unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
@@ -411,7 +412,9 @@ impl Run {
     pub(crate) fn is(self, outcome: impl Into<Outcome>) -> Self {
         let outcome = outcome.into();
         let (name, action) = match outcome {
-            Outcome::On(verdict @ (Verdict::RequestRedirected | Verdict::ReplyRedirected)) => (verdict.name(), ACTION_REDIRECT),
+            Outcome::On(verdict @ (Verdict::RequestRedirected | Verdict::ReplyRedirected)) => {
+                (verdict.name(), ACTION_REDIRECT)
+            }
             Outcome::On(verdict) => (verdict.name(), ACTION_NEXT),
             Outcome::Drop(reason) => (reason.name(), ACTION_SHOT),
         };
