@@ -70,7 +70,7 @@ impl Family for V4 {
     #[inline(always)]
     fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
         let words: [u32; 5] = packet.read(parsed.l3)?;
-        let [version_ihl, ..] = words[0].to_ne_bytes();
+        let [version_ihl, _, length_high, length_low] = words[0].to_ne_bytes();
         let ihl = u32::from(version_ihl & 0xf) * 4;
         if version_ihl >> 4 != 4 || ihl < Self::PLAIN {
             return Err(DropReason::Malformed);
@@ -85,6 +85,7 @@ impl Family for V4 {
         parsed.l4 = parsed.l3 + ihl;
         parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
         parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
+        parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
         Ok(())
     }
 
@@ -130,7 +131,7 @@ impl Family for V6 {
         if version >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
-        let [_, _, next, hop_limit] = words[1].to_ne_bytes();
+        let [length_high, length_low, next, hop_limit] = words[1].to_ne_bytes();
         let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
         parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
         parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
@@ -141,6 +142,7 @@ impl Family for V6 {
         parsed.protocol = next;
         parsed.ttl = hop_limit;
         parsed.l4 = parsed.l3 + Self::PLAIN;
+        parsed.end = parsed.l4 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::Whole;
         parsed.id = 0;
         walk_extensions(packet, parsed)
