@@ -131,6 +131,10 @@ impl Family for V6 {
         let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
         parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
         parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
+        // The form that IPv4 addresses have in the maps must not come in by an IPv6 header: it would be taken for IPv4's.
+        if parsed.src.is_v4() || parsed.dst.is_v4() {
+            return Err(DropReason::Malformed);
+        }
         parsed.protocol = next;
         parsed.ttl = hop_limit;
         parsed.l4 = parsed.l3 + Self::PLAIN;
@@ -155,7 +159,8 @@ impl Family for V6 {
 
 #[inline(always)]
 fn walk_extensions(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
-    for _ in 0..MAX_EXTENSIONS {
+    // One round more than headers, to see what follows the last.
+    for _ in 0..=MAX_EXTENSIONS {
         let is_extension = matches!(
             parsed.protocol,
             next_header::HOP_BY_HOP | next_header::ROUTING | next_header::FRAGMENT | next_header::DESTINATION

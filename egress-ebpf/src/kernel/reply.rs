@@ -68,6 +68,8 @@ fn unsolicited<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
         // The stack answers with a reset, or the pod's own connection takes it.
         Kind::Tcp => !tcp::opens(parsed.flags),
         Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp => true,
+        // A later fragment: without its first one, which was looked at, the stack makes nothing of it.
+        Kind::Absent => true,
         _ => false,
     };
     if harmless || local::opened_by_pod::<F>(packet, scene, parsed) {
