@@ -35,7 +35,8 @@ impl<'a> Connection<'a> {
     /// The client sends a segment, which leaves with the client's port.
     #[track_caller]
     fn client(&mut self, flags: u8) -> &mut Self {
-        let segment = Frame::request(client(0, self.family, PORT), at(ROUTER, self.family, TCP_MOVED), Body::Tcp(flags));
+        let segment =
+            Frame::request(client(0, self.family, PORT), at(ROUTER, self.family, TCP_MOVED), Body::Tcp(flags));
         assert_eq!(self.rig.source_port(&segment), PORT);
         self
     }

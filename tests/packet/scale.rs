@@ -55,7 +55,10 @@ fn a_rule_for_every_port_there_is() {
         table.rules.iter_mut().for_each(|rule| rule.target_port = None);
         rig.install(&Setup { table, ..Setup::default() });
         let rows = rig.reader().rules().unwrap();
-        assert_eq!(rows.iter().map(|row| (row.family, row.port)).collect::<HashSet<_>>().len(), 2 * usize::from(u16::MAX));
+        assert_eq!(
+            rows.iter().map(|row| (row.family, row.port)).collect::<HashSet<_>>().len(),
+            2 * usize::from(u16::MAX)
+        );
         rig.install(&Setup { table: RuleTable::default(), ..Setup::default() });
         assert!(rig.reader().rules().unwrap().is_empty());
     });

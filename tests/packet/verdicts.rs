@@ -4,14 +4,18 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use egress_ebpf::addr::Port;
 use egress_ebpf::contract::{Direction, Mark};
-use egress_ebpf::verdict::DropReason::{ForeignDestination, Leak, Malformed, Unconfigured, Unsolicited, WrongInterface};
+use egress_ebpf::verdict::DropReason::{
+    ForeignDestination, Leak, Malformed, Unconfigured, Unsolicited, WrongInterface,
+};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ON_LINK, ROUTER, SERVER_1, SERVER_2, SNAT};
 use egress_user::compile::Protocol;
 
 use crate::frame::{Body, CLUSTER_MAC, EXTERNAL_MAC, Frame, flag, options_header, protocol, raw};
-use crate::rig::{self, CLUSTER_LINK_LOCAL, EXTERNAL_LINK_LOCAL, Outcome, Rig, Setup, TCP_MOVED, UDP_MOVED, at, client};
+use crate::rig::{
+    self, CLUSTER_LINK_LOCAL, EXTERNAL_LINK_LOCAL, Outcome, Rig, Setup, TCP_MOVED, UDP_MOVED, at, client,
+};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 const MULTICAST_V4: [u8; 6] = [0x01, 0, 0x5e, 0, 0, 0xfb];
@@ -40,9 +44,12 @@ fn check(rig: &mut Rig, hook: Hook, frame: &Frame, outcome: impl Into<Outcome>) 
 #[test]
 fn what_is_not_ip_passes_every_hook() {
     rig::with(&Setup::default(), |rig| {
-        let arp = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[2, 0, 0, 0, 0, 0x99, 10, 128, 0, 1, 0, 0, 0, 0, 0, 0, 10, 128, 0, 2]].concat();
+        let arp =
+            [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[2, 0, 0, 0, 0, 0x99, 10, 128, 0, 1, 0, 0, 0, 0, 0, 0, 10, 128, 0, 2]]
+                .concat();
         for hook in Hook::ALL {
-            let own = if matches!(hook, Hook::ClusterIngress | Hook::ClusterEgress) { CLUSTER_MAC } else { EXTERNAL_MAC };
+            let own =
+                if matches!(hook, Hook::ClusterIngress | Hook::ClusterEgress) { CLUSTER_MAC } else { EXTERNAL_MAC };
             for frame in [
                 raw(BROADCAST, 0x0806, &arp),
                 raw(own, 0x0806, &arp),
@@ -76,15 +83,19 @@ fn multicast_and_broadcast_are_never_translated() {
     for family in Family::ALL {
         rig::with(&Setup::fallback(SERVER_2.ip(family)), |rig| {
             let groups = match family {
-                Family::V4 => [(MULTICAST_V4, "224.0.0.251"), (BROADCAST, "255.255.255.255"), (BROADCAST, "10.128.0.255")],
+                Family::V4 => {
+                    [(MULTICAST_V4, "224.0.0.251"), (BROADCAST, "255.255.255.255"), (BROADCAST, "10.128.0.255")]
+                }
                 Family::V6 => [(MULTICAST_V6, "ff02::fb"), (MULTICAST_V6, "ff05::1:3"), (MULTICAST_V6, "ff0e::1")],
             };
             for (link_dst, ip) in groups {
-                let frame = request(family, 5353, Body::Udp).to(socket(ip, 5353)).with(|frame| frame.link_dst = link_dst);
+                let frame =
+                    request(family, 5353, Body::Udp).to(socket(ip, 5353)).with(|frame| frame.link_dst = link_dst);
                 check(rig, Hook::ClusterIngress, &frame, Verdict::Pass);
                 // And a group's address in a frame to the router alone.
                 let frame = frame.with(|frame| frame.link_dst = CLUSTER_MAC);
-                let wanted: Outcome = if ip.starts_with("10.") { ForeignDestination.into() } else { Verdict::Pass.into() };
+                let wanted: Outcome =
+                    if ip.starts_with("10.") { ForeignDestination.into() } else { Verdict::Pass.into() };
                 check(rig, Hook::ClusterIngress, &frame, wanted);
                 // From the outside it is dropped; nothing there has anything to announce to the pod.
                 let frame = frame.from(at(ON_LINK, family, 5353)).with(|frame| frame.link_dst = link_dst);
@@ -172,7 +183,8 @@ fn what_keeps_the_link_going_passes() {
 fn a_local_port_is_the_pods_own_in_spite_of_a_fallback() {
     for family in Family::ALL {
         let setup = Setup::fallback(SERVER_2.ip(family));
-        let setup = setup.settings(|settings| settings.local_ports = vec![(Protocol::Tcp, 9100), (Protocol::Udp, 9101)]);
+        let setup =
+            setup.settings(|settings| settings.local_ports = vec![(Protocol::Tcp, 9100), (Protocol::Udp, 9101)]);
         rig::with(&setup, |rig| {
             check(rig, Hook::ClusterIngress, &request(family, 9100, SYN), Verdict::Local);
             check(rig, Hook::ClusterIngress, &request(family, 9101, Body::Udp), Verdict::Local);
@@ -252,7 +264,8 @@ fn all_of_a_datagram_for_the_pod_is_left_alone_in_fragments_too() {
 fn a_forged_mark_is_taken_off() {
     for family in Family::ALL {
         rig::with(&Setup::default(), |rig| {
-            let forged = [Direction::Request, Direction::Reply].map(|direction| Mark::new(direction, 0, Port::new(80)).0);
+            let forged =
+                [Direction::Request, Direction::Reply].map(|direction| Mark::new(direction, 0, Port::new(80)).0);
             for mark in forged {
                 let frame = request(family, 81, SYN).bytes();
                 assert_eq!(rig.run_marked(Hook::ClusterIngress, &frame, mark).is(Verdict::Rejected).mark(), 0);
@@ -287,11 +300,17 @@ fn nothing_is_opened_from_the_outside() {
                 }
             }
             // What can open nothing is for the stack to answer.
-            for flags in [flag::SYN | flag::ACK, flag::ACK, flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK, 0] {
+            for flags in [flag::SYN | flag::ACK, flag::ACK, flag::RST, flag::RST | flag::ACK, flag::FIN | flag::ACK, 0]
+            {
                 check(rig, Hook::ExternalIngress, &from_outside(80, Body::Tcp(flags)), Verdict::Local);
             }
             check(rig, Hook::ExternalIngress, &from_outside(0, Body::EchoRequest), Verdict::Local);
-            check(rig, Hook::ExternalIngress, &from_outside(7, Body::EchoReply).from(at(ON_LINK, family, 0)), Verdict::Local);
+            check(
+                rig,
+                Hook::ExternalIngress,
+                &from_outside(7, Body::EchoReply).from(at(ON_LINK, family, 0)),
+                Verdict::Local,
+            );
             assert!(rig.entries().is_empty());
         });
     }
