@@ -4,13 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use egress_lab::address::{GATEWAY, ON_LINK, ROUTER, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::capture::Capture;
 use egress_lab::detector::{Detector, Offence};
 use egress_lab::endpoint::any_port;
+use egress_lab::inject::Injector;
 use egress_lab::kernel_nat::{KernelNat, Rule};
 use egress_lab::probe::{Kind, Outcome, Probe, Servers};
 use egress_lab::tcp::{self, TcpServer};
 use egress_lab::udp::{PacedStream, UdpClient, UdpServer};
 use egress_lab::{Family, Lab, Options, wait_until};
+use etherparse::PacketBuilder;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -167,6 +170,38 @@ fn a_refused_connection_fails_at_once() {
         let attempt = udp.exchange(b"anybody?", TIMEOUT);
         assert_eq!(attempt.result.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     }
+}
+
+#[test]
+fn an_injected_frame_arrives_as_it_was_sent() {
+    let lab = Lab::build(&Options::default()).unwrap();
+    let capture = Capture::start(&lab.router, "eth0").unwrap();
+    let injector = Injector::open(&lab.client, "c0").unwrap();
+    let (from, to) = (lab.client.mac("c0").unwrap(), lab.router.mac("eth0").unwrap());
+    let mut frame = Vec::new();
+    // A source that the lab has no route to.
+    let builder = PacketBuilder::ethernet2(from, to).ipv4([172, 30, 0, 5], ROUTER.v4.octets(), 64).udp(9, 7000);
+    builder.write(&mut frame, b"from afar").unwrap();
+    injector.send(&frame).unwrap();
+    let arrived = capture.wait_for("the frame", TIMEOUT, |seen| (seen.bytes == frame).then_some(seen.length)).unwrap();
+    assert_eq!(arrived, frame.len());
+}
+
+#[test]
+fn the_configuration_shows_what_was_left_behind() {
+    let lab = Lab::build(&Options::default()).unwrap();
+    let before = lab.configuration().unwrap();
+    assert_eq!(lab.configuration().unwrap(), before);
+    kernel_nat(&Family::ALL).install(&lab, SNAT).unwrap();
+    assert!(lab.configuration().unwrap().contains("macvlan mode bridge"));
+    lab.router.ip(["link", "delete", "net1"]).unwrap();
+    // The original has replaced the default routes and switched forwarding on, and puts nothing back.
+    assert_ne!(lab.configuration().unwrap(), before);
+    lab.router
+        .ip_lines("route add default via 10.128.0.1 dev eth0\nroute add default via fd00:10::1 dev eth0")
+        .unwrap();
+    lab.router.sysctl(["net.ipv6.conf.all.forwarding=0"]).unwrap();
+    assert_eq!(lab.configuration().unwrap(), before);
 }
 
 #[test]

@@ -2,4 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 
+mod checksums;
+mod connections;
+mod detached;
+mod edits;
+mod fallback;
+mod flows;
 mod lab;
+mod live;
+mod outside;
+mod pod;
+mod ports;
+mod rig;
+mod rules;
+mod start;
+mod surroundings;

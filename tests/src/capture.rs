@@ -63,9 +63,10 @@ impl Reader {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let read = move || {
+            let mut buffer = vec![0; FRAME_BYTES];
             while !theirs.stop.load(Ordering::Acquire) {
                 let asked = theirs.asked.load(Ordering::Acquire);
-                if let Err(error) = read_all(&socket, &mut sink) {
+                if let Err(error) = read_all(&socket, &mut buffer, &mut sink) {
                     // Frames may be missing now, and whoever asserts on the capture must learn of it.
                     eprintln!("lab: read captured frames: {error}");
                     theirs.drops.fetch_add(1, Ordering::AcqRel);
@@ -86,7 +87,7 @@ impl Reader {
     /// Waits until everything that had arrived when this was called has been read.
     pub(crate) fn settle(&self) -> Result<()> {
         let ticket = self.shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        wait_until("the capture to read what has arrived", Duration::from_secs(30), || {
+        wait_until("the capture to read what has arrived", Duration::from_secs(60), || {
             self.shared.emptied.load(Ordering::Acquire) >= ticket
         })?;
         let drops = self.shared.drops.load(Ordering::Acquire);
@@ -113,16 +114,15 @@ fn open(device: &str) -> Result<OwnedFd> {
         .context("open a packet socket, which needs root")?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).context("enlarge the capture's buffer")?;
     sys::ignore_outgoing(&socket).context("leave outgoing frames out of the capture")?;
-    sys::bind_packet(&socket, index).with_context(|| format!("bind the capture to {device}"))?;
+    sys::bind_packet(&socket, index, nix::libc::ETH_P_ALL).with_context(|| format!("bind the capture to {device}"))?;
     Ok(socket)
 }
 
 /// Reads until the queue is empty.
-fn read_all(socket: &OwnedFd, sink: &mut impl FnMut(Frame)) -> nix::Result<()> {
-    let mut buffer = vec![0; FRAME_BYTES];
+fn read_all(socket: &OwnedFd, buffer: &mut [u8], sink: &mut impl FnMut(Frame)) -> nix::Result<()> {
     loop {
         let (kept, length) = {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let mut slices = [IoSliceMut::new(buffer)];
             // With MSG_TRUNC the length on the wire is returned, which may be more than was kept.
             match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::MSG_TRUNC) {
                 Ok(message) => (message.bytes.min(FRAME_BYTES), message.bytes),

@@ -17,6 +17,8 @@
 //! | [`tcp`], [`udp`], [`icmp`] | clients and servers on real sockets, which tell whom they saw |
 //! | [`wait`] | waiting for something to become true, with a limit |
 //! | [`capture`] | every frame that passes an interface |
+//! | [`inject`] | frames that no socket would send |
+//! | [`packet`], [`pcap`] | what a frame holds, and frames as a file |
 //! | [`detector`] | the leak and checksum detector, made of a capture |
 //! | [`probe`] | one packet through one rule, and what became of it |
 //! | [`kernel_nat`] | nftables in the place of the router, for comparison |
@@ -33,6 +35,7 @@ pub mod capture;
 pub mod detector;
 pub mod endpoint;
 pub mod icmp;
+pub mod inject;
 pub mod interrupt;
 pub mod kernel_nat;
 pub mod netns;

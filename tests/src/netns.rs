@@ -127,6 +127,19 @@ impl Netns {
         feed(&mut command, rules).with_context(|| format!("rules of nft:\n{rules}"))
     }
 
+    /// The link-layer address of an interface.
+    ///
+    /// # Errors
+    /// When there is no such interface, or it has none.
+    pub fn mac(&self, device: &str) -> Result<[u8; 6]> {
+        let text = self.ip(["-o", "link", "show", "dev", device])?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "link/ether").skip(1);
+        let octets = words.next().into_iter().flat_map(|mac| mac.split(':'));
+        let octets = octets.map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<Vec<_>, _>>();
+        let octets = octets.with_context(|| format!("read the address of {device} in {text:?}"))?;
+        octets.try_into().ok().with_context(|| format!("{device} has no Ethernet address: {text:?}"))
+    }
+
     /// Sets `net.*` parameters, each `key=value` with dots or slashes.
     ///
     /// # Errors

@@ -324,8 +324,18 @@ fn binary() -> Result<PathBuf> {
     })
 }
 
-/// Removes the pins of processes that are no more.
+/// Ends agents and removes pins whose lab's process is no more.
 fn sweep() {
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let cmdline = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let mut arguments = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        // Only a lab's own agent is told to pin there, and the name says which lab.
+        let pins = arguments.find_map(|argument| argument.strip_prefix(BPFFS)?.strip_prefix('/').map(str::to_owned));
+        if pins.is_some_and(|name| netns::is_left_over(&name)) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
     let names = fs::read_dir(BPFFS).into_iter().flatten().flatten();
     for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
         if netns::is_left_over(&name) {

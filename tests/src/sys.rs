@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::libc;
 
-/// Binds a packet socket to one interface, for every protocol.
-pub(crate) fn bind_packet(socket: &OwnedFd, ifindex: u32) -> io::Result<()> {
+/// Binds a packet socket to one interface, to receive one Ethernet type: `ETH_P_ALL` for every one, 0 for none.
+pub(crate) fn bind_packet(socket: &OwnedFd, ifindex: u32, ethernet_type: i32) -> io::Result<()> {
     let ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
     // SAFETY: sockaddr_ll is plain integers, for which all zeros is a value.
     let mut address = unsafe { std::mem::zeroed::<libc::sockaddr_ll>() };
     address.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
-    address.sll_protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
+    address.sll_protocol = u16::try_from(ethernet_type).map_err(io::Error::other)?.to_be();
     address.sll_ifindex = ifindex;
     let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a sockaddr_ll that lives through the call, and the length is its size.

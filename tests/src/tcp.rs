@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::poll::PollFlags;
-use nix::sys::socket::SockType;
+use nix::sys::socket::{SockType, setsockopt, sockopt};
 
 use crate::Netns;
 pub use crate::endpoint::Seen;
@@ -166,6 +166,20 @@ impl TcpConnection {
     /// The socket's own.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
+    }
+
+    /// The socket itself, for what the methods here do not do.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Ends the connection with a reset instead of a close.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn reset(self) -> io::Result<()> {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&self.stream, sockopt::Linger, &at_once).map_err(io::Error::from)
     }
 
     /// Sends `payload`, which must not be empty, and waits for the echo. Returns whom the server saw.

@@ -117,6 +117,30 @@ impl Lab {
         }
     }
 
+    /// What is configured in the router's namespace: links, addresses, routes, traffic control. Equal before and after
+    /// something means that it left nothing behind. The pins are not part of it.
+    ///
+    /// # Errors
+    /// When `ip` or `tc` fails.
+    pub fn configuration(&self) -> Result<String> {
+        let mut text = self.router.ip(["-d", "link", "show"])?;
+        text += &self.router.ip(["address", "show"])?;
+        text += &self.router.ip(["-4", "rule", "show"])?;
+        text += &self.router.ip(["-6", "rule", "show"])?;
+        text += &self.router.ip(["-4", "route", "show", "table", "all"])?;
+        text += &self.router.ip(["-6", "route", "show", "table", "all"])?;
+        let mut tc = self.router.command("tc");
+        text += &netns::output(tc.args(["qdisc", "show"]))?;
+        for device in [CLUSTER_INTERFACE, EXTERNAL_INTERFACE] {
+            for parent in ["ingress", "egress"] {
+                let mut tc = self.router.command("tc");
+                // No such interface, or no place for filters: then there are none.
+                text += &netns::output(tc.args(["filter", "show", "dev", device, parent])).unwrap_or_default();
+            }
+        }
+        Ok(text)
+    }
+
     /// Every namespace.
     pub fn all(&self) -> [&Netns; 6] {
         let [first, second] = &self.servers;

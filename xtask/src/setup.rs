@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Once;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -158,13 +158,13 @@ fn apt_install(what: &str, packages: &[&str]) -> Result<()> {
     if !egress_lab::is_root() {
         bail!("{what}: installing {list} needs root; {by_hand}");
     }
-    refresh_lists(&apt).with_context(|| format!("{what}: no package lists; is the network there? {by_hand}"))?;
+    refresh_lists(&apt);
     for package in packages {
         let policy = toolchain::output(Command::new("apt-cache").env("LC_ALL", "C").args(["policy", package]))?;
         if !policy.lines().any(|line| line.trim().starts_with("Candidate: ") && !line.contains("(none)")) {
             bail!(
-                "{what}: no package source offers {package}; Debian 12 has it in main and in its security archive: \
-                 `deb http://security.debian.org/debian-security bookworm-security main` in /etc/apt/sources.list; \
+                "{what}: no package source offers {package}. Is the network there? Debian 12 has it in its security \
+                 archive: `deb http://security.debian.org/debian-security bookworm-security main` in /etc/apt/sources.list; \
                  {by_hand}"
             );
         }
@@ -175,14 +175,15 @@ fn apt_install(what: &str, packages: &[&str]) -> Result<()> {
     progress::run(&format!("install {list}"), &mut install).with_context(|| format!("{what}; {by_hand}"))
 }
 
-/// Fetches the package lists, once a run.
-fn refresh_lists(apt: &Path) -> Result<()> {
-    static FRESH: AtomicBool = AtomicBool::new(false);
-    if !FRESH.load(Ordering::Relaxed) {
-        progress::run("refresh the package lists", apt_get(apt).arg("update"))?;
-        FRESH.store(true, Ordering::Relaxed);
-    }
-    Ok(())
+/// Fetches the package lists, once a run. What cannot be fetched shows when a package is asked for: one source of many
+/// that does not answer is no reason to stop.
+fn refresh_lists(apt: &Path) {
+    static FRESH: Once = Once::new();
+    FRESH.call_once(|| {
+        if let Err(error) = progress::run("refresh the package lists", apt_get(apt).arg("update")) {
+            eprintln!("  going on with the package lists that are here: {error:#}");
+        }
+    });
 }
 
 fn apt_get(apt: &Path) -> Command {

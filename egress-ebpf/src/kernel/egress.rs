@@ -71,8 +71,7 @@ fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcom
     } else {
         return Err(DropReason::WrongInterface);
     };
-    let ends =
-        Ends { src: source, dst: parsed.dst, src_port: parsed.source_after(mark), dst_port: parsed.dst_port };
+    let ends = Ends { src: source, dst: parsed.dst, src_port: parsed.source_after(mark), dst_port: parsed.dst_port };
     packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
     packet.clear_mark();
     Ok(verdict)

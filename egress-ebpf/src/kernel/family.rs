@@ -19,10 +19,8 @@ pub(crate) trait Family: sealed::Sealed {
     const VERSION: u8;
     /// For the few real differences.
     const IS_V4: bool = Self::VERSION == 4;
-    /// Offset of the source address in the IP header.
+    /// Offset of the source address in the IP header; the destination address follows it.
     const SOURCE: u32;
-    /// Offset of the destination address in the IP header.
-    const DESTINATION: u32;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM: u32;
     /// Offset of the time to live, or hop limit.
@@ -30,7 +28,7 @@ pub(crate) trait Family: sealed::Sealed {
     /// Length of a header without options or extensions.
     const PLAIN: u32;
     /// `AF_INET` or `AF_INET6`.
-    const ADDRESS_FAMILY: u32;
+    const ADDRESS_FAMILY: u8;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// ICMP type of an echo request.
@@ -58,11 +56,10 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     const VERSION: u8 = 4;
     const SOURCE: u32 = 12;
-    const DESTINATION: u32 = 16;
     const CHECKSUM: u32 = 10;
     const TTL: u32 = 8;
     const PLAIN: u32 = 20;
-    const ADDRESS_FAMILY: u32 = 2;
+    const ADDRESS_FAMILY: u8 = 2;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -83,9 +80,9 @@ impl Family for V4 {
         parsed.protocol = protocol;
         parsed.ttl = ttl;
         parsed.l4 = parsed.l3 + ihl;
+        parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
         parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
-        parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
         Ok(())
     }
 
@@ -115,11 +112,10 @@ mod next_header {
 impl Family for V6 {
     const VERSION: u8 = 6;
     const SOURCE: u32 = 8;
-    const DESTINATION: u32 = 24;
     const CHECKSUM: u32 = 0;
     const TTL: u32 = 7;
     const PLAIN: u32 = 40;
-    const ADDRESS_FAMILY: u32 = 10;
+    const ADDRESS_FAMILY: u8 = 10;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
@@ -154,10 +150,11 @@ impl Family for V6 {
         icmp_type < 128
     }
 
-    /// Multicast listener discovery (130-132, 143), router and neighbour discovery and redirect (133-137).
+    /// Multicast listener discovery (130-132, 143), router and neighbour discovery (133-136). A redirect (137) is not needed to
+    /// keep a link going, and one that this router sends would tell a neighbour about packets it should never have forwarded.
     #[inline(always)]
     fn is_link_control(icmp_type: u8) -> bool {
-        matches!(icmp_type, 130..=137 | 143)
+        matches!(icmp_type, 130..=136 | 143)
     }
 }
 

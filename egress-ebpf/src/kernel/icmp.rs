@@ -29,7 +29,8 @@ pub(crate) fn arriving<F: Family>(
     direction: Direction,
 ) -> Result<&'static mut Flow, DropReason> {
     let ctx = packet.ctx().skb.skb;
-    let answer = if F::IS_V4 { icmp_v4_arriving(ctx, direction as u32) } else { icmp_v6_arriving(ctx, direction as u32) };
+    let answer =
+        if F::IS_V4 { icmp_v4_arriving(ctx, direction as u32) } else { icmp_v6_arriving(ctx, direction as u32) };
     answer::decode(answer)?;
     flow::find(scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)
 }

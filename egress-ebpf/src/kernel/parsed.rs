@@ -8,6 +8,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Direction, FlowKey, FragmentKey, FragmentPorts, Mark, Side};
+use egress_ebpf::sctp;
 use egress_ebpf::tcp::flag;
 use egress_ebpf::timeout::{SECOND_NS, protocol};
 use egress_ebpf::verdict::DropReason;
@@ -102,8 +103,8 @@ pub(crate) struct Parsed {
     pub(crate) fragment: Fragment,
     pub(crate) kind: Kind,
     pub(crate) coverage: Coverage,
-    /// TCP's flags; for everything else an ACK, the flag that opens and closes nothing.
-    pub(crate) tcp_flags: u8,
+    /// TCP's flags, or what an SCTP chunk is in TCP's words; else an ACK, the flag that opens and closes nothing.
+    pub(crate) flags: u8,
     /// Whether there are ports.
     pub(crate) has_ports: bool,
 }
@@ -162,7 +163,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     parsed.l3 = at;
     parsed.src_port = Port::NONE;
     parsed.dst_port = Port::NONE;
-    parsed.tcp_flags = flag::ACK;
+    parsed.flags = flag::ACK;
     parsed.has_ports = false;
     parsed.coverage = Coverage::None;
     parsed.least = 0;
@@ -177,8 +178,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
             parsed.least = 20;
             parsed.cover(Coverage::Addresses, 16);
             if whole {
-                let flags: u8 = packet.read(parsed.l4 + 13)?;
-                parsed.tcp_flags = flags;
+                parsed.flags = packet.read(parsed.l4 + 13)?;
             }
         }
         protocol::UDP | protocol::UDP_LITE => {
@@ -194,6 +194,10 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
         protocol::SCTP => {
             parsed.kind = Kind::Sctp;
             parsed.least = 12;
+            if whole {
+                // Twelve bytes of header, then the first chunk, which starts with its type.
+                parsed.flags = sctp::flags(packet.read(parsed.l4 + 12).unwrap_or(0));
+            }
         }
         icmp if icmp == F::ICMP => return read_icmp::<F>(&packet, parsed),
         _ => {
@@ -315,9 +319,10 @@ fn join_at(scene: &Scene, side: u32) -> Result<(), DropReason> {
         dst: parsed.dst,
         id: parsed.id,
         protocol: parsed.protocol,
-        side: side as u8,
+        side: (side & 1) as u8,
         pad: [0; 2],
     };
+    #[expect(clippy::cast_possible_truncation, reason = "differences are taken modulo 2^32, 136 years")]
     let now_s = (scene.now_ns / SECOND_NS) as u32;
     if parsed.fragment == Fragment::First {
         let ports = FragmentPorts { src_port: parsed.src_port, dst_port: parsed.dst_port, seen_s: now_s };

@@ -1,7 +1,7 @@
 //! Cluster ingress: requests.
 
-use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue, Side};
 use egress_ebpf::addr::Port;
+use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
@@ -71,12 +71,10 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReaso
 fn icmp_error<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
     match icmp::arriving::<F>(packet, scene, Direction::Request) {
         Ok(flow) => Ok(Claim::Flow(flow)),
-        Err(DropReason::IcmpUnmatched) => {
-            match local::address_index(scene, Side::Cluster, &scene.work().parsed.dst) {
-                Some(_) => Ok(Claim::Not(Verdict::Local)),
-                None => Err(DropReason::ForeignDestination),
-            }
-        }
+        Err(DropReason::IcmpUnmatched) => match local::address_index(scene, Side::Cluster, &scene.work().parsed.dst) {
+            Some(_) => Ok(Claim::Not(Verdict::Local)),
+            None => Err(DropReason::ForeignDestination),
+        },
         Err(reason) => Err(reason),
     }
 }

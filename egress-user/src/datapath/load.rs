@@ -2,7 +2,8 @@
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use egress_ebpf::contract::{config_flag, map};
+use bytemuck::Zeroable as _;
+use egress_ebpf::contract::{Config, config_flag, map};
 use egress_ebpf::verdict::Hook as Place;
 
 use super::attach::{self, Attached, Hook, ORDER};
@@ -27,6 +28,13 @@ pub struct Installed {
     pub hook: Hook,
     /// Whether anything was attached or replaced.
     pub changed: bool,
+}
+
+/// Tables that were in force when the datapath was suspended.
+#[must_use = "the datapath lets nothing pass"]
+pub struct Suspended {
+    generation: u8,
+    config: Config,
 }
 
 impl Datapath {
@@ -56,8 +64,7 @@ impl Datapath {
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf =
-            loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
+        let mut ebpf = loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
         }
@@ -99,6 +106,31 @@ impl Datapath {
         self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
+    /// Lets no packet pass, until other tables are installed or [`resume`](Self::resume) puts these in force again.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read or written.
+    pub fn suspend(&mut self) -> Result<Suspended, DatapathError> {
+        let suspended = Suspended { generation: self.maps.generation()?, config: self.maps.config()? };
+        self.maps.set_config(suspended.generation, &Config::zeroed())?;
+        Ok(suspended)
+    }
+
+    /// Puts the tables in force again that [`suspend`](Self::suspend) found, for an external interface that may have got
+    /// another index. To be called on a thread inside the router's namespace, for it attaches the programs first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses something; nothing passes then.
+    pub fn resume(&mut self, suspended: Suspended, interfaces: &Interfaces, hook: Hook) -> Result<(), DatapathError> {
+        self.attach(interfaces, hook)?;
+        let config = Config { external_ifindex: interfaces.external.index, ..suspended.config };
+        self.maps.set_config(suspended.generation, &config)?;
+        self.previous = None;
+        self.maps.switch(suspended.generation)
+    }
+
     /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).
     ///
     /// # Errors
@@ -127,6 +159,31 @@ impl Datapath {
             }
         }
         Ok(installed)
+    }
+
+    /// Whether every map and program is where [`load`](Self::load) and [`attach`](Self::attach) left its pin.
+    pub fn is_pinned(&self) -> bool {
+        map::ALL.iter().all(|name| self.pins.map(name).exists())
+    }
+
+    /// Programs that are not attached, with the interface that each is missing on. To be called on a thread inside the
+    /// router's namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn missing(
+        pins: &PinDir,
+        interfaces: &Interfaces,
+        hook: Hook,
+    ) -> Result<Vec<(&'static str, String)>, DatapathError> {
+        let mut missing = Vec::new();
+        for place in ORDER {
+            if !attach::is_attached(place, interfaces, pins, hook)? {
+                missing.push((place.name(), attach::place(place, interfaces).0.to_owned()));
+            }
+        }
+        Ok(missing)
     }
 
     /// Takes programs and maps of `pins` away. Idempotent; to be called on a thread inside the router's namespace. Returns
@@ -170,8 +227,10 @@ fn probe_csum_ipv6(ebpf: &mut Ebpf) -> Result<bool, DatapathError> {
     let frame = [0_u8; 128];
     let mut options = TestRunOptions::new();
     options.data_in = Some(&frame);
-    let result = program(ebpf, PROBE)?
-        .test_run(options)
-        .map_err(|source| DatapathError::Program { program: PROBE, hint: hint(&source), source })?;
+    let result = program(ebpf, PROBE)?.test_run(options).map_err(|source| DatapathError::Program {
+        program: PROBE,
+        hint: hint(&source),
+        source,
+    })?;
     Ok(result.return_value == 1)
 }

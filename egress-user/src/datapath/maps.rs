@@ -10,7 +10,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpu
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map, source_index,
+    self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map,
+    source_index,
 };
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
@@ -96,9 +97,10 @@ impl Maps {
         (0..outcomes())
             .map(|index| {
                 let values = self.counters.get(&index, 0).map_err(failed("read", map::COUNTERS))?;
-                Ok(values.iter().map(|bytes| pod_read_unaligned::<Counter>(bytes)).fold(Counter::default(), |sum, one| {
-                    Counter { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes }
-                }))
+                Ok(values.iter().map(|bytes| pod_read_unaligned::<Counter>(bytes)).fold(
+                    Counter::default(),
+                    |sum, one| Counter { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes },
+                ))
             })
             .collect()
     }
@@ -134,9 +136,14 @@ impl Maps {
             let key = RuleKey { generation: new, family: *family, protocol: *protocol, pad: 0, port: *port, pad2: 0 };
             self.rules.insert(array_of(&key), array_of(value), 0).map_err(failed("write", map::RULES))?;
         }
-        self.config.set(u32::from(new), array_of(&config), 0).map_err(failed("write", map::CONFIG))?;
+        self.set_config(new, &config)?;
         self.switch(new)?;
         Ok(Some(old))
+    }
+
+    /// Gives a generation other settings.
+    pub(super) fn set_config(&mut self, generation: u8, config: &Config) -> Result<(), DatapathError> {
+        self.config.set(u32::from(generation), array_of(config), 0).map_err(failed("write", map::CONFIG))
     }
 
     /// Puts a generation in force.
@@ -211,7 +218,8 @@ fn assign_indices(addresses: &[Addr], known: &Indices<Addr, u8>) -> Vec<(Addr, u
         }
         let index = known.get(addr).copied().or_else(|| (0..=u8::MAX).find(|free| !taken.contains(free)));
         // With every number taken, one of an address that is going away is used again.
-        let index = index.unwrap_or_else(|| (0..=u8::MAX).find(|i| indices.iter().all(|(_, used)| used != i)).unwrap_or(0));
+        let index =
+            index.unwrap_or_else(|| (0..=u8::MAX).find(|i| indices.iter().all(|(_, used)| used != i)).unwrap_or(0));
         taken.push(index);
         indices.push((*addr, index));
     }

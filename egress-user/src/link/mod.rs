@@ -43,7 +43,6 @@ mod routing;
 mod settings;
 mod sys;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 mod tests;
 
 use serde::Serialize;
@@ -52,9 +51,9 @@ pub use announce::{announce, announce_rounds};
 pub use apply::{Applied, delete, prepare};
 pub use change::{Change, EgressRoute, Hop, Macvlan};
 pub use decode::snapshot;
-pub use error::{Conflict, Difference, LinkError, MasterFault};
+pub use error::{Conflict, Difference, Holder, LinkError, MasterFault};
 pub use mac::{Mac, NotAMac};
-pub use netns::{Netns, NetnsRef};
+pub use netns::{Netns, NetnsLock, NetnsRef};
 pub use observe::{Family, Interface, InterfaceAddress, Mark, ObservedMode, PolicyRule, Route, Snapshot, Sysctl};
 pub use plan::Plan;
 pub use probe::probe;

@@ -2,7 +2,7 @@
 //!
 //! `egress-router rules -o json` gives an array, or an object with the array under `rules`. A rule has `protocol`, `port`,
 //! `destination` (an address) and, when the destination's port is another one, `targetPort`; a fallback has neither
-//! `protocol` nor `port`.
+//! `protocol` nor `port`. What has no `destination` stays with the pod itself, and nothing is sent to it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -31,7 +31,9 @@ pub(super) struct Rule {
 pub(super) fn read(report: &Value) -> Result<Vec<Rule>> {
     let rules = report.get("rules").unwrap_or(report);
     let rules = rules.as_array().with_context(|| format!("`rules -o json` holds no array of rules: {report}"))?;
-    rules.iter().map(|rule| read_one(rule).with_context(|| format!("read the rule {rule}"))).collect()
+    let forwarding =
+        rules.iter().filter(|rule| rule.get("destination").is_none_or(|destination| !destination.is_null()));
+    forwarding.map(|rule| read_one(rule).with_context(|| format!("read the rule {rule}"))).collect()
 }
 
 fn read_one(rule: &Value) -> Result<Rule> {
@@ -103,6 +105,7 @@ mod tests {
             { "protocol": "TCP", "port": 80, "destination": "203.0.113.26", "targetPort": 8080, "packets": 7 },
             { "protocol": "UDP", "port": 4000, "destination": "2001:db8:113::26", "targetPort": null },
             { "protocol": null, "destination": "203.0.113.27" },
+            { "protocol": "TCP", "port": 9090, "destination": null },
         ]});
         let probes = probes(&read(&report).unwrap(), client(0), ROUTER, SNAT);
         let lines = probes.iter().map(|probe| format!("{} {} {}", probe.kind, shown(probe), probe.server));
@@ -122,6 +125,7 @@ mod tests {
     fn a_report_that_is_no_list_of_rules_is_refused() {
         for report in [
             json!({}),
+            json!([{ "protocol": "TCP", "port": 80 }]),
             json!([{ "protocol": "TCP", "destination": "203.0.113.26" }]),
             json!([{ "protocol": "GRE", "port": 1, "destination": "203.0.113.26" }]),
             json!([{ "protocol": "TCP", "port": 65536, "destination": "203.0.113.26" }]),
