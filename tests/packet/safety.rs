@@ -250,7 +250,7 @@ fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
             rig.datapath().sweep().unwrap();
         });
     }
-    println!("EGRESS_SEED={seed}");
+    eprintln!("EGRESS_SEED={seed}");
 }
 
 fn seed_of_now() -> u64 {
