@@ -316,6 +316,11 @@ impl Rig {
         rows.into_iter().map(|row| ((row.hook, row.outcome), (row.packets, row.bytes))).collect()
     }
 
+    /// How many packets have been counted in all, on whatever outcome.
+    pub(crate) fn counted_packets(&self) -> u64 {
+        self.counters().values().map(|(packets, _)| packets).sum()
+    }
+
     /// Sends a request the whole way, and returns what leaves.
     pub(crate) fn request(&mut self, frame: &Frame) -> Vec<u8> {
         let half = self.run(Hook::ClusterIngress, &frame.bytes()).is(Verdict::Request);
