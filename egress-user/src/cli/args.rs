@@ -79,16 +79,30 @@ Example:
   egress-router delete --netns router")]
     Delete(Delete),
 
-    /// Show whether the router works: its link, its programs, its tables.
+    /// Show the router as it is: its link, its routes, how many rules and flows, its counters.
+    #[command(after_help = "\
+Examples:
+  egress-router status --netns router
+  egress-router status --netns router -o json | jq .link.external.mac")]
     Status(Show),
 
-    /// Show the rules in force, with the packets that each has taken.
+    /// Show the rules in force.
+    #[command(after_help = "\
+Example:
+  egress-router rules --netns router")]
     Rules(Show),
 
     /// Show the live flows.
+    #[command(after_help = "\
+Examples:
+  egress-router flows --netns router
+  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"tcp\")'")]
     Flows(Show),
 
     /// Show how many packets were dropped, by reason.
+    #[command(after_help = "\
+Example:
+  egress-router drops --netns router")]
     Drops(Show),
 
     /// Print a completion script for a shell.
