@@ -211,8 +211,7 @@ mod tests {
     fn too_many_addresses_are_refused() {
         let many: Vec<String> = (0..257).map(|i| format!("10.0.{}.{}", i / 256, i % 256)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let interfaces =
-            Interfaces { cluster: interface("eth0", &many), external: interface("net1", &[]), snat: vec![] };
+        let interfaces = Interfaces { cluster: interface("eth0", &many), external: interface("net1", &[]), snat: vec![] };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();
         assert!(error.to_string().contains("eth0 has 257 addresses"), "{error}");
     }
