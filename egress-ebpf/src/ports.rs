@@ -119,10 +119,7 @@ mod tests {
     fn classes_keep_privilege() {
         assert!(Range::of(22, None).contains(22) && !Range::of(22, None).contains(512));
         assert!(Range::of(700, None).contains(700) && !Range::of(700, None).contains(599));
-        assert!(
-            Range::of(512, None).contains(600) && !Range::of(512, None).contains(512),
-            "nf_nat never hands out 512-599"
-        );
+        assert!(Range::of(512, None).contains(600) && !Range::of(512, None).contains(512), "nf_nat never hands out 512-599");
         assert!(Range::of(1024, None).contains(65535) && !Range::of(1024, None).contains(1023));
     }
 

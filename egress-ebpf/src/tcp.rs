@@ -140,10 +140,7 @@ mod tests {
     #[test]
     fn simultaneous_open() {
         assert_eq!(play(&[(true, SYN), (false, SYN)]), Class::TcpSynRecv);
-        assert_eq!(
-            play(&[(true, SYN), (false, SYN), (true, SYN | ACK), (false, SYN | ACK), (true, ACK)]),
-            Class::TcpEstablished
-        );
+        assert_eq!(play(&[(true, SYN), (false, SYN), (true, SYN | ACK), (false, SYN | ACK), (true, ACK)]), Class::TcpEstablished);
     }
 
     #[test]

@@ -134,19 +134,11 @@ pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
     match protocol {
         protocol::TCP => tcp::class(request, reply),
         protocol::UDP | protocol::UDP_LITE => {
-            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS {
-                Class::UdpStream
-            } else {
-                Class::Udp
-            }
+            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS { Class::UdpStream } else { Class::Udp }
         }
         protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
         protocol::SCTP => {
-            if reply & seen::ANY != 0 {
-                Class::SctpEstablished
-            } else {
-                Class::SctpOpening
-            }
+            if reply & seen::ANY != 0 { Class::SctpEstablished } else { Class::SctpOpening }
         }
         _ => Class::Generic,
     }
@@ -156,14 +148,7 @@ pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
 ///
 /// A flow is as young as the younger of its entries: traffic in one direction alone keeps both.
 #[inline(always)]
-pub fn expired(
-    protocol: u8,
-    own: &Flow,
-    own_is_request: bool,
-    twin: Option<&Flow>,
-    timeouts_s: &[u32; CLASSES],
-    now_ns: u64,
-) -> bool {
+pub fn expired(protocol: u8, own: &Flow, own_is_request: bool, twin: Option<&Flow>, timeouts_s: &[u32; CLASSES], now_ns: u64) -> bool {
     let (twin_seen, twin_last_ns) = match twin {
         Some(twin) => (twin.seen, twin.last_seen_ns),
         None => (0, 0),
@@ -206,9 +191,7 @@ mod tests {
     fn the_younger_entry_decides() {
         let flow = |last_s: u64, seen: u8| Flow { last_seen_ns: last_s * SECOND_NS, seen, ..Flow::zeroed() };
         let own = flow(100, seen::ANY);
-        let at = |now_s: u64, twin: Option<&Flow>| {
-            expired(protocol::UDP, &own, true, twin, &defaults_s(), now_s * SECOND_NS)
-        };
+        let at = |now_s: u64, twin: Option<&Flow>| expired(protocol::UDP, &own, true, twin, &defaults_s(), now_s * SECOND_NS);
         assert!(!at(129, None));
         assert!(at(130, None), "unanswered UDP lives 30 s");
         let twin = flow(120, seen::ANY);

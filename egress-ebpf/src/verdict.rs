@@ -144,8 +144,7 @@ mod tests {
                 assert!(indices.insert(drop_index(hook, reason)));
             }
         }
-        let names: HashSet<_> =
-            Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
+        let names: HashSet<_> = Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
         assert_eq!(names.len(), Verdict::ALL.len() + DropReason::ALL.len());
     }
 }

@@ -57,8 +57,12 @@ fn source_half<F: Family>(packet: &mut Packet, scene: &Scene, mark: Mark) -> Out
     let headers = F::headers(packet, L3)?;
     let transport = Transport::read::<F>(packet, &headers)?;
     let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
-    let ends =
-        Ends { src: source, dst: headers.dst, src_port: source_port(&transport, mark), dst_port: transport.dst_port };
+    let ends = Ends {
+        src: source,
+        dst: headers.dst,
+        src_port: source_port(&transport, mark),
+        dst_port: transport.dst_port,
+    };
     packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
     packet.set_mark(0);
     Ok(Verdict::SourceHalf)
@@ -76,8 +80,7 @@ fn source_port(transport: &Transport, mark: Mark) -> egress_ebpf::addr::Port {
 #[inline(always)]
 fn guard<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
     let headers = F::headers(packet, L3)?;
-    if local::address_index(scene, Side::External, &headers.src).is_some() || speaks_for_the_link::<F>(packet, &headers)
-    {
+    if local::address_index(scene, Side::External, &headers.src).is_some() || speaks_for_the_link::<F>(packet, &headers) {
         return Ok(Verdict::Local);
     }
     Err(DropReason::Leak)

@@ -7,7 +7,9 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Direction, Flow, FlowKey, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
+use egress_ebpf::contract::{
+    Direction, Flow, FlowKey, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
+};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, expired, protocol};

@@ -106,9 +106,7 @@ impl Transport {
             protocol::SCTP => Kind::Sctp,
             protocol::DCCP => Kind::Dccp,
             icmp if icmp == F::ICMP => return Self::read_icmp::<F>(packet, headers),
-            _ => {
-                return Ok(Self { kind: Kind::Other, src_port: Port::NONE, dst_port: Port::NONE, tcp_flags: flag::ACK });
-            }
+            _ => return Ok(Self { kind: Kind::Other, src_port: Port::NONE, dst_port: Port::NONE, tcp_flags: flag::ACK }),
         };
         let [src, dst]: [u16; 2] = packet.read(headers.l4)?;
         let tcp_flags = if matches!(kind, Kind::Tcp) {

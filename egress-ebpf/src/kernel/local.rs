@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
-use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{AddressKey, Side};
+use egress_ebpf::addr::Addr;
 use egress_ebpf::tcp;
 
 use super::Scene;
@@ -30,12 +30,7 @@ pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u3
 /// Whether a socket of the router's own namespace, opened from there, waits for this packet. A listener does not count: to
 /// serve clients, a port is declared local.
 #[inline(always)]
-pub(crate) fn opened_by_pod<F: Family>(
-    packet: &Packet,
-    scene: &Scene,
-    headers: &Headers,
-    transport: &Transport,
-) -> bool {
+pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, headers: &Headers, transport: &Transport) -> bool {
     match transport.kind {
         Kind::Tcp if tcp::opens(transport.tcp_flags) => false,
         Kind::Tcp => has_tcp_socket::<F>(packet, headers, transport),

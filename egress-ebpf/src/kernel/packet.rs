@@ -161,9 +161,7 @@ impl Packet {
 
     #[inline(always)]
     fn replace_l4(&mut self, offset: u32, delta: Delta, flags: u64) -> Result<(), DropReason> {
-        self.ctx
-            .l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags)
-            .map_err(|_errno| DropReason::KernelCall)
+        self.ctx.l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags).map_err(|_errno| DropReason::KernelCall)
     }
 
     #[inline(always)]
@@ -183,7 +181,6 @@ pub(crate) const MANGLED: u64 = BPF_F_MARK_MANGLED_0 as u64;
 /// See the program of the same purpose.
 pub(crate) fn knows_csum_ipv6(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid; the helper checks the offset, and a zero difference changes nothing.
-    let errno =
-        unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
+    let errno = unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
     errno == 0
 }

@@ -42,7 +42,12 @@ fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     };
     flow::touch(scene, key, flow, packet.len(), transport.tcp_flags);
     // Slow path: the destination now, the source at egress.
-    let ends = Ends { src: headers.src, dst: flow.to_dst, src_port: transport.src_port, dst_port: flow.to_dst_port };
+    let ends = Ends {
+        src: headers.src,
+        dst: flow.to_dst,
+        src_port: transport.src_port,
+        dst_port: flow.to_dst_port,
+    };
     let mark = flow.mark;
     packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
     packet.set_mark(mark);

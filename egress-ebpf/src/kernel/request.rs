@@ -1,7 +1,7 @@
 //! Cluster ingress: requests.
 
-use egress_ebpf::addr::Port;
 use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, Mark, RuleKey, RuleValue, Side};
+use egress_ebpf::addr::Port;
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
@@ -90,9 +90,7 @@ fn claim<F: Family>(
         return Ok(Claim::Not(Verdict::Rejected));
     };
     // Answers to the pod's own pings, and errors about its own packets.
-    if rule.action == Action::Local as u8
-        || matches!(transport.kind, Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp)
-    {
+    if rule.action == Action::Local as u8 || matches!(transport.kind, Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp) {
         return Ok(Claim::Not(Verdict::Local));
     }
     let work = scene.work();
@@ -125,7 +123,12 @@ fn translate<F: Family>(
     flow: &mut Flow,
 ) -> Outcome {
     flow::touch(scene, key, flow, packet.len(), transport.tcp_flags);
-    let ends = Ends { src: headers.src, dst: flow.to_dst, src_port: transport.src_port, dst_port: flow.to_dst_port };
+    let ends = Ends {
+        src: headers.src,
+        dst: flow.to_dst,
+        src_port: transport.src_port,
+        dst_port: flow.to_dst_port,
+    };
     let mark = flow.mark;
     packet.rewrite::<F>(scene.config, headers, transport, &ends)?;
     packet.set_mark(mark);
