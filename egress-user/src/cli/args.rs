@@ -96,7 +96,7 @@ Example:
     #[command(after_help = "\
 Examples:
   egress-router flows --netns router
-  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"tcp\")'")]
+  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"TCP\")'")]
     Flows(Show),
 
     /// Show how many packets were dropped, by reason.

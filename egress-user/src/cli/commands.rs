@@ -52,12 +52,7 @@ fn start_log(level: LogLevel) {
 fn plan(args: &args::Plan) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_READ)?;
-    let router = router(
-        &args.target,
-        Some(&args.master),
-        hook(&args.datapath),
-        settings(&args.datapath, &router_netns(&args.target)?)?,
-    )?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let link = router.plan(&desired)?;
     let installed = router.reader().and_then(|reader| Ok(reader.rules()?)).unwrap_or_default();
     let mut rows: Vec<PlanRow> = link.changes().map(PlanRow::link).collect();
@@ -72,12 +67,7 @@ fn plan(args: &args::Plan) -> anyhow::Result<()> {
 fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let mut router = router(
-        &args.target,
-        Some(&args.master),
-        hook(&args.datapath),
-        settings(&args.datapath, &router_netns(&args.target)?)?,
-    )?;
+    let mut router = configured(&args.target, &args.master, &args.datapath)?;
     let applied = router.apply(&desired)?;
     output::text(&summary(&desired, &applied))?;
     if applied.link.is_empty() {
@@ -111,12 +101,7 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 fn run(args: &args::Run) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let router = router(
-        &args.target,
-        Some(&args.master),
-        hook(&args.datapath),
-        settings(&args.datapath, &router_netns(&args.target)?)?,
-    )?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let options = agent::Options {
         file: args.spec.file.clone(),
         router: args.spec.router.clone(),
@@ -227,6 +212,12 @@ fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: 
         reply_mark: Some(REPLY_MARK),
     };
     Ok(Router::new(Setup { place, bpffs: target.bpffs.clone(), hook, settings })?)
+}
+
+/// A router with the settings of the command line.
+fn configured(target: &Target, master: &args::Master, datapath: &args::Datapath) -> anyhow::Result<Router> {
+    let settings = settings(datapath, &router_netns(target)?)?;
+    router(target, Some(master), hook(datapath), settings)
 }
 
 fn router_netns(target: &Target) -> anyhow::Result<Netns> {
