@@ -275,7 +275,7 @@ pub struct Target {
     #[arg(long, value_name = "NAME", default_value = "net1", value_parser = interface_name())]
     pub external_interface: String,
 
-    /// Directory for the pinned programs and tables, in a BPF file system; one for each router of a machine.
+    /// Directory for the pinned programs and tables, in a BPF file system. The routers of a machine share it.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/egress-router")]
     pub bpffs: PathBuf,
 }
