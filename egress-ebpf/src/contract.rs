@@ -84,6 +84,8 @@ pub struct Config {
     pub timeouts_s: [u32; CLASSES],
     /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
     pub shortest_timeout_s: u32,
+    /// A frame of at most this length, link header included, fits both interfaces: no need to ask.
+    pub always_fits: u32,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
     /// Zero.
@@ -400,7 +402,7 @@ pub const fn source_index(side: Side, index: u8) -> u32 {
     side as u32 * SOURCES_PER_SIDE + index as u32
 }
 
-const _: () = assert!(size_of::<Config>() == 360);
+const _: () = assert!(size_of::<Config>() == 364);
 const _: () = assert!(size_of::<AddressKey>() == 20);
 const _: () = assert!(size_of::<RuleKey>() == 8);
 const _: () = assert!(size_of::<RuleValue>() == 24);

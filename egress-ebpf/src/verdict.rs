@@ -21,6 +21,12 @@ impl Hook {
     /// All hooks, by number.
     pub const ALL: [Self; 4] = [Self::ClusterIngress, Self::ClusterEgress, Self::ExternalIngress, Self::ExternalEgress];
 
+    /// Whether packets leave here.
+    #[inline(always)]
+    pub const fn is_egress(self) -> bool {
+        matches!(self, Self::ClusterEgress | Self::ExternalEgress)
+    }
+
     /// Name of the program, as the kernel and the command line show it.
     pub const fn name(self) -> &'static str {
         match self {

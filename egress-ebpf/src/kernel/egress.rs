@@ -35,7 +35,6 @@ pub(crate) fn external(packet: &mut Packet, scene: &Scene) -> Outcome {
 fn leave_cluster<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     match packet.mark().direction() {
         Some(direction) => finish::<F>(packet, scene, direction == Direction::Reply),
-        None if packet.mark() == Mark::DONE => done(packet),
         None => Ok(Verdict::Local),
     }
 }
@@ -44,16 +43,8 @@ fn leave_cluster<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
 fn leave_external<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     match packet.mark().direction() {
         Some(direction) => finish::<F>(packet, scene, direction == Direction::Request),
-        None if packet.mark() == Mark::DONE => done(packet),
         None => guard::<F>(packet, scene),
     }
-}
-
-/// Nothing is left to do for a redirected packet.
-#[inline(always)]
-fn done(packet: &mut Packet) -> Outcome {
-    packet.clear_mark();
-    Ok(Verdict::Redirected)
 }
 
 /// Gives a half-translated packet its source: the one that its mark names.

@@ -20,7 +20,7 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
         Direction::Reply => scene.config.cluster_ifindex,
     };
     let parsed = &scene.work().parsed;
-    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(ifindex) {
+    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(scene.config, ifindex) {
         let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
         let mark = Mark(flow.mark);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;

@@ -15,9 +15,9 @@ pub(crate) mod reply;
 pub(crate) mod request;
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use egress_ebpf::contract::{Config, Counter};
+use egress_ebpf::contract::{Config, Counter, Mark};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index};
 
 use maps::Work;
@@ -61,6 +61,12 @@ impl Scene {
 pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -> Outcome) -> i32 {
     let len = u64::from(ctx.len());
     let mut packet = Packet::new(ctx);
+    if hook.is_egress() && packet.mark() == Mark::DONE {
+        // Translated at ingress, whole: nothing is left to do. (Who may set this mark may also take the programs away.)
+        packet.clear_mark();
+        count(verdict_index(hook, Verdict::Redirected), len);
+        return TC_ACT_UNSPEC;
+    }
     let outcome = match scene() {
         Some(scene) => program(&mut packet, &scene),
         None => Err(DropReason::Unconfigured),
@@ -94,8 +100,8 @@ fn scene() -> Option<Scene> {
     if config.cluster_ifindex == 0 {
         return None;
     }
-    // SAFETY: the helper takes nothing and reads the clock.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the helper takes nothing and reads the clock, to the tick: nothing here needs more than a second's tenth.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let work = maps::WORK.get_ptr_mut(0)?;
     Some(Scene { generation: u8::from(generation != 0), config, now_ns, work })
 }

@@ -110,7 +110,10 @@ impl Packet {
 
     /// Whether the packet, or each segment that it will be cut into, fits the interface.
     #[inline(always)]
-    pub(crate) fn fits(&self, ifindex: u32) -> bool {
+    pub(crate) fn fits(&self, config: &Config, ifindex: u32) -> bool {
+        if self.len() <= config.always_fits {
+            return true;
+        }
         let mut mtu = 0_u32;
         // SAFETY: the context is valid and `mtu` is the 32-bit number that the helper reads and writes.
         let answer =

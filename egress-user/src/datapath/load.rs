@@ -1,6 +1,6 @@
 //! Load, attach, fill: the datapath of one router.
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use egress_ebpf::contract::{Config, config_flag, map};
@@ -216,8 +216,24 @@ pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a 
     program.try_into().map_err(|_wrong_type| missing)
 }
 
+/// The kernel gives a verification up when a signal arrives meanwhile; the next try may go through.
+const LOAD_TRIES: u32 = 5;
+
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    program(ebpf, name)?.load().map_err(|source| DatapathError::Program { program: name, hint: hint(&source), source })
+    let program = program(ebpf, name)?;
+    let mut tries = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && tries < LOAD_TRIES =>
+            {
+                tries += 1;
+            }
+            loaded => {
+                return loaded.map_err(|source| DatapathError::Program { program: name, hint: hint(&source), source });
+            }
+        }
+    }
 }
 
 /// Runs the probe program once, on a packet of zeros.

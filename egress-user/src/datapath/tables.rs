@@ -33,7 +33,14 @@ pub struct Interfaces {
     pub snat: Vec<IpAddr>,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
+    /// The smaller of the two interfaces' MTU, without link header.
+    pub mtu: u32,
 }
+
+/// A packet of this length fits any link that carries IPv6 (RFC 8200 section 5). One that fits is not asked after again until the
+/// tables are made anew, so larger ones always are: an interface's MTU may be lowered meanwhile.
+const SMALL: u32 = 1280;
+const ETHERNET_HEADER: u32 = 14;
 
 /// Settings from the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +121,7 @@ impl Tables {
                 local_port_last: settings.ephemeral_ports.1,
                 timeouts_s: settings.timeouts_s,
                 shortest_timeout_s: classes.iter().copied().min().unwrap_or(0),
+                always_fits: interfaces.mtu.min(SMALL) + ETHERNET_HEADER,
                 cluster_mac: interfaces.cluster_mac,
                 pad: [0; 2],
                 snat_slots: [0; SOURCES_PER_SIDE as usize],
@@ -205,6 +213,7 @@ mod tests {
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
             cluster_mac: [0; 6],
+            mtu: 1500,
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();
         let last_v4 = tables.rules.iter().rev().find(|(family, ..)| *family == 4).unwrap();
@@ -224,6 +233,7 @@ mod tests {
             external: interface("net1", &[]),
             snat: vec![],
             cluster_mac: [0; 6],
+            mtu: 1500,
         };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();
         assert!(error.to_string().contains("eth0 has 257 addresses"), "{error}");
