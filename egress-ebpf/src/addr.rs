@@ -71,18 +71,18 @@ impl Addr {
     /// A number that spreads addresses over slots; the same for the same address, in any process.
     #[inline(always)]
     pub const fn spread(&self) -> u32 {
-        let mut hash = 0x811c_9dc5_u32;
-        let mut i = 0;
-        while i < 4 {
-            hash = (hash ^ self.words[i]).wrapping_mul(0x9e37_79b1);
-            hash ^= hash >> 16;
-            i += 1;
-        }
+        let [a, b, c, d] = self.words;
+        let hash = stir(stir(stir(stir(0x811c_9dc5, a), b), c), d);
         // The last octet lies in the last word's upper bits: stir once more, so that it reaches the lower ones.
-        hash = hash.wrapping_mul(0x85eb_ca6b);
-        hash ^= hash >> 13;
-        hash
+        let hash = hash.wrapping_mul(0x85eb_ca6b);
+        hash ^ (hash >> 13)
     }
+}
+
+#[inline(always)]
+const fn stir(hash: u32, word: u32) -> u32 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b1);
+    hash ^ (hash >> 16)
 }
 
 impl From<IpAddr> for Addr {

@@ -40,6 +40,18 @@ impl Delta {
         self.word(old.wire() as u32, new.wire() as u32)
     }
 
+    /// One byte at an even offset replaced by another, as a TTL is, with the byte after it unchanged.
+    #[inline(always)]
+    pub const fn even_byte(self, old: u8, new: u8) -> Self {
+        self.word(u32::from_ne_bytes([old, 0, 0, 0]), u32::from_ne_bytes([new, 0, 0, 0]))
+    }
+
+    /// Both changes.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        self.add(other.0)
+    }
+
     /// The bytes that a checksum field itself held before and holds now, where an outer checksum covers it.
     #[inline(always)]
     pub const fn field(self, old: u16, new: u16) -> Self {

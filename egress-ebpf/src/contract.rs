@@ -84,6 +84,10 @@ pub struct Config {
     pub timeouts_s: [u32; CLASSES],
     /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
     pub shortest_timeout_s: u32,
+    /// Link address of the cluster interface.
+    pub cluster_mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
     /// Addresses that flows come from, as indices in `SOURCES`, external side. An address keeps its index from one
     /// generation to the next, whatever is added or removed beside it: flows name it by that index.
     pub snat_slots: [u8; SOURCES_PER_SIDE as usize],
@@ -247,8 +251,26 @@ pub struct Flow {
     pub rule: u32,
     /// What this direction has sent, [`tcp::seen`](crate::tcp::seen) bits.
     pub seen: u8,
+    /// [`HopKind`] of [`hop`](Self::hop).
+    pub hop_kind: u8,
+    /// [`HopKind`] of the other direction's.
+    pub return_kind: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Where packets of this direction go next: a neighbour's address, or a link address in the first six bytes.
+    pub hop: Addr,
+}
+
+/// How a flow entry's packets reach their next hop on the fast path.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HopKind {
+    /// Unknown: the kernel routes them.
+    Kernel = 0,
+    /// [`Flow::hop`] is a neighbour's address, which the kernel resolves.
+    Neighbour = 1,
+    /// [`Flow::hop`] is a link address: that of the last request, where no route leads back.
+    Link = 2,
 }
 
 impl Flow {
@@ -267,7 +289,10 @@ impl Flow {
             bytes: 0,
             rule: self.rule,
             seen: 0,
-            pad: [0; 3],
+            hop_kind: HopKind::Kernel as u8,
+            return_kind: self.hop_kind,
+            pad: 0,
+            hop: Addr::UNSPECIFIED,
         }
     }
 }
@@ -322,9 +347,19 @@ pub struct Mark(pub u32);
 
 const MARK_REQUEST: u32 = 0xe6 << 24;
 const MARK_REPLY: u32 = 0xe7 << 24;
+const MARK_DONE: u32 = 0xe8 << 24;
 const MARK_MAGIC: u32 = 0xff << 24;
 
 impl Mark {
+    /// A packet that was translated wholly at ingress: nothing is left to do at egress but to take the mark off.
+    pub const DONE: Self = Self(MARK_DONE);
+
+    /// Whether the mark is one of ours.
+    #[inline(always)]
+    pub const fn is_ours(self) -> bool {
+        self.direction().is_some() || self.0 == MARK_DONE
+    }
+
     /// A packet of `direction` is to get the source address of this index, and this port.
     #[inline(always)]
     pub const fn new(direction: Direction, index: u8, port: Port) -> Self {
@@ -365,12 +400,12 @@ pub const fn source_index(side: Side, index: u8) -> u32 {
     side as u32 * SOURCES_PER_SIDE + index as u32
 }
 
-const _: () = assert!(size_of::<Config>() == 352);
+const _: () = assert!(size_of::<Config>() == 360);
 const _: () = assert!(size_of::<AddressKey>() == 20);
 const _: () = assert!(size_of::<RuleKey>() == 8);
 const _: () = assert!(size_of::<RuleValue>() == 24);
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Flow>() == 80);
+const _: () = assert!(size_of::<Flow>() == 96);
 const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<FragmentPorts>() == 8);
 const _: () = assert!(size_of::<Counter>() == 16);

@@ -90,7 +90,6 @@ impl Search {
 
 /// A random number below `count`, with a multiplication in place of a division, which the kernel would have to guard.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below `count`")]
 const fn below(random: u32, count: u32) -> u32 {
     ((random as u64 * count as u64) >> 32) as u32
 }
@@ -119,7 +118,10 @@ mod tests {
     fn classes_keep_privilege() {
         assert!(Range::of(22, None).contains(22) && !Range::of(22, None).contains(512));
         assert!(Range::of(700, None).contains(700) && !Range::of(700, None).contains(599));
-        assert!(Range::of(512, None).contains(600) && !Range::of(512, None).contains(512), "nf_nat never hands out 512-599");
+        assert!(
+            Range::of(512, None).contains(600) && !Range::of(512, None).contains(512),
+            "nf_nat never hands out 512-599"
+        );
         assert!(Range::of(1024, None).contains(65535) && !Range::of(1024, None).contains(1023));
     }
 

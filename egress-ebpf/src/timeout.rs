@@ -5,6 +5,7 @@
 //! expires, whether anybody sweeps it or not.
 
 use crate::contract::Flow;
+use crate::sctp;
 use crate::tcp::{self, seen};
 
 /// IP protocol numbers that the datapath tells apart.
@@ -55,11 +56,15 @@ pub enum Class {
     SctpEstablished = 11,
     /// Anything else.
     Generic = 12,
+    /// An SCTP association that is shutting down.
+    SctpShutdown = 13,
+    /// An SCTP association that has ended.
+    SctpClosed = 14,
 }
 
 impl Class {
     /// All classes, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::TcpSynSent,
         Self::TcpSynRecv,
         Self::TcpEstablished,
@@ -73,6 +78,8 @@ impl Class {
         Self::SctpOpening,
         Self::SctpEstablished,
         Self::Generic,
+        Self::SctpShutdown,
+        Self::SctpClosed,
     ];
 
     /// Name, as the command line shows and takes it.
@@ -91,6 +98,8 @@ impl Class {
             Self::SctpOpening => "sctp-opening",
             Self::SctpEstablished => "sctp-established",
             Self::Generic => "generic",
+            Self::SctpShutdown => "sctp-shutdown",
+            Self::SctpClosed => "sctp-closed",
         }
     }
 
@@ -100,10 +109,10 @@ impl Class {
             Self::TcpSynSent | Self::TcpFinWait | Self::TcpTimeWait => 120,
             Self::TcpSynRecv | Self::TcpCloseWait => 60,
             Self::TcpEstablished => 5 * 24 * 3600,
-            Self::TcpClose => 10,
+            Self::TcpClose | Self::SctpClosed => 10,
             Self::Udp | Self::Icmp => 30,
             Self::UdpStream => 120,
-            Self::SctpOpening => 3,
+            Self::SctpOpening | Self::SctpShutdown => 3,
             Self::SctpEstablished => 210,
             Self::Generic => 600,
         }
@@ -114,12 +123,10 @@ impl Class {
 pub const CLASSES: usize = 16;
 
 /// All defaults, in seconds, by class number.
-pub const fn defaults_s() -> [u32; CLASSES] {
+pub fn defaults_s() -> [u32; CLASSES] {
     let mut table = [Class::Generic.default_s(); CLASSES];
-    let mut i = 0;
-    while i < Class::ALL.len() {
-        table[i] = Class::ALL[i].default_s();
-        i += 1;
+    for (limit, class) in table.iter_mut().zip(Class::ALL) {
+        *limit = class.default_s();
     }
     table
 }
@@ -134,12 +141,14 @@ pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
     match protocol {
         protocol::TCP => tcp::class(request, reply),
         protocol::UDP | protocol::UDP_LITE => {
-            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS { Class::UdpStream } else { Class::Udp }
+            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS {
+                Class::UdpStream
+            } else {
+                Class::Udp
+            }
         }
         protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
-        protocol::SCTP => {
-            if reply & seen::ANY != 0 { Class::SctpEstablished } else { Class::SctpOpening }
-        }
+        protocol::SCTP => sctp::class(request, reply),
         _ => Class::Generic,
     }
 }
@@ -148,7 +157,14 @@ pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
 ///
 /// A flow is as young as the younger of its entries: traffic in one direction alone keeps both.
 #[inline(always)]
-pub fn expired(protocol: u8, own: &Flow, own_is_request: bool, twin: Option<&Flow>, timeouts_s: &[u32; CLASSES], now_ns: u64) -> bool {
+pub fn expired(
+    protocol: u8,
+    own: &Flow,
+    own_is_request: bool,
+    twin: Option<&Flow>,
+    timeouts_s: &[u32; CLASSES],
+    now_ns: u64,
+) -> bool {
     let (twin_seen, twin_last_ns) = match twin {
         Some(twin) => (twin.seen, twin.last_seen_ns),
         None => (0, 0),
@@ -191,7 +207,9 @@ mod tests {
     fn the_younger_entry_decides() {
         let flow = |last_s: u64, seen: u8| Flow { last_seen_ns: last_s * SECOND_NS, seen, ..Flow::zeroed() };
         let own = flow(100, seen::ANY);
-        let at = |now_s: u64, twin: Option<&Flow>| expired(protocol::UDP, &own, true, twin, &defaults_s(), now_s * SECOND_NS);
+        let at = |now_s: u64, twin: Option<&Flow>| {
+            expired(protocol::UDP, &own, true, twin, &defaults_s(), now_s * SECOND_NS)
+        };
         assert!(!at(129, None));
         assert!(at(130, None), "unanswered UDP lives 30 s");
         let twin = flow(120, seen::ANY);

@@ -43,6 +43,13 @@ macro_rules! dense {
             /// All of them, by number.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// The one with this number.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                $(if number == Self::$variant as u32 { return Some(Self::$variant); })+
+                None
+            }
+
             /// The name that metrics and tables show.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
@@ -61,16 +68,20 @@ dense! {
         Local = "local",
         /// No rule and no fallback: the router's own stack refuses it (reset, port unreachable).
         Rejected = "rejected",
-        /// A request, translated and sent on.
+        /// A request, its destination translated, sent on by the kernel.
         Request = "request",
-        /// A reply, translated and sent on.
+        /// A reply, its destination translated, sent on by the kernel.
         Reply = "reply",
-        /// The source half of a slow-path packet, done at egress.
+        /// The source half of a packet that the kernel sent on, done at egress.
         SourceHalf = "source_half",
-        /// An ICMP error, translated with the packet that it quotes.
-        IcmpError = "icmp_error",
-        /// A packet translated at ingress and redirected past the kernel's stack.
+        /// A request, translated whole and redirected past the kernel's stack.
+        RequestRedirected = "request_redirected",
+        /// A reply, translated whole and redirected past the kernel's stack.
+        ReplyRedirected = "reply_redirected",
+        /// A redirected packet, leaving.
         Redirected = "redirected",
+        /// An ICMP error of the kernel's own about a half-translated packet, put right at egress.
+        KernelError = "kernel_error",
     }
 }
 
@@ -99,12 +110,19 @@ dense! {
         IcmpUnmatched = "icmp_unmatched",
         /// More extension headers than the router walks, or one that it must not forward.
         ExtensionHeader = "extension_header",
+        /// The packet's checksum covers bytes that are not in it: a fragment of an SCTP packet whose port changes.
+        ChecksumElsewhere = "checksum_elsewhere",
         /// A kernel call failed that should not have.
         KernelCall = "kernel_call",
         /// The datapath is attached but not configured yet.
         Unconfigured = "unconfigured",
     }
 }
+
+/// How many hooks there are.
+pub const HOOKS: u32 = 4;
+
+const _: () = assert!(Hook::ALL.len() == HOOKS as usize);
 
 /// Outcomes of one hook: verdicts first, drop reasons after them.
 pub const OUTCOMES_PER_HOOK: u32 = 32;
@@ -144,7 +162,12 @@ mod tests {
                 assert!(indices.insert(drop_index(hook, reason)));
             }
         }
-        let names: HashSet<_> = Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
+        for (number, &reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(DropReason::from_number(number.try_into().unwrap()), Some(reason));
+        }
+        assert_eq!(DropReason::from_number(99), None);
+        let names: HashSet<_> =
+            Verdict::ALL.iter().map(|v| v.name()).chain(DropReason::ALL.iter().map(|d| d.name())).collect();
         assert_eq!(names.len(), Verdict::ALL.len() + DropReason::ALL.len());
     }
 }

@@ -4,9 +4,23 @@
 
 mod agent;
 mod bad_input;
+mod checksums;
 mod commands;
+mod connections;
+mod detached;
+mod edits;
+mod fallback;
+mod flows;
 mod lab;
 mod lifecycle;
+mod live;
 mod modes;
+mod outside;
+mod pod;
+mod ports;
+mod rig;
+mod rules;
 mod specs;
+mod start;
+mod surroundings;
 mod system;

@@ -5,11 +5,11 @@ use egress_ebpf::contract::{Direction, Mark, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
-use super::headers::{Headers, Kind, Transport};
 use super::maps::SOURCES;
-use super::packet::{Ends, L3, Packet};
+use super::packet::{Ends, Hop, Packet};
+use super::parsed::{Kind, Parsed, parse};
 use super::request::ether_type;
-use super::{Outcome, Scene, local};
+use super::{Outcome, Scene, icmp, local};
 
 /// The program on the cluster interface.
 #[inline(always)]
@@ -33,64 +33,73 @@ pub(crate) fn external(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn leave_cluster<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let mark = Mark(packet.mark());
-    match mark.direction() {
+    match packet.mark().direction() {
+        Some(direction) => finish::<F>(packet, scene, direction == Direction::Reply),
+        None if packet.mark() == Mark::DONE => done(packet),
         None => Ok(Verdict::Local),
-        Some(Direction::Reply) => source_half::<F>(packet, scene, mark),
-        Some(Direction::Request) => Err(DropReason::WrongInterface),
     }
 }
 
 #[inline(always)]
 fn leave_external<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let mark = Mark(packet.mark());
-    match mark.direction() {
-        Some(Direction::Request) => source_half::<F>(packet, scene, mark),
-        Some(Direction::Reply) => Err(DropReason::WrongInterface),
+    match packet.mark().direction() {
+        Some(direction) => finish::<F>(packet, scene, direction == Direction::Request),
+        None if packet.mark() == Mark::DONE => done(packet),
         None => guard::<F>(packet, scene),
     }
 }
 
-/// Gives the packet the source that its mark names, and takes the mark off: nobody behind this interface shall meet it.
+/// Nothing is left to do for a redirected packet.
 #[inline(always)]
-fn source_half<F: Family>(packet: &mut Packet, scene: &Scene, mark: Mark) -> Outcome {
-    let headers = F::headers(packet, L3)?;
-    let transport = Transport::read::<F>(packet, &headers)?;
-    let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
-    let ends = Ends {
-        src: source,
-        dst: headers.dst,
-        src_port: source_port(&transport, mark),
-        dst_port: transport.dst_port,
-    };
-    packet.rewrite::<F>(scene.config, &headers, &transport, &ends)?;
-    packet.set_mark(0);
-    Ok(Verdict::SourceHalf)
+fn done(packet: &mut Packet) -> Outcome {
+    packet.clear_mark();
+    Ok(Verdict::Redirected)
 }
 
+/// Gives a half-translated packet its source: the one that its mark names.
+///
+/// `onward` says that it leaves by the other interface than it came in by. If not, it has been routed back, which no
+/// translation means; but an ICMP error about such a packet, which the kernel marked like it, is on its way to the sender.
 #[inline(always)]
-fn source_port(transport: &Transport, mark: Mark) -> egress_ebpf::addr::Port {
-    match transport.kind {
-        Kind::Tcp | Kind::Udp | Kind::Dccp | Kind::Sctp | Kind::EchoRequest => mark.port(),
-        _ => transport.src_port,
+fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcome {
+    let mark = packet.mark();
+    let parsed = parse::<F>(packet)?;
+    let (source, verdict) = if onward {
+        (own_source::<F>(scene, mark)?, Verdict::SourceHalf)
+    } else if parsed.kind == Kind::IcmpError {
+        (icmp::made_by_kernel::<F>(packet, scene)?, Verdict::KernelError)
+    } else {
+        return Err(DropReason::WrongInterface);
+    };
+    let ends = Ends { src: source, dst: parsed.dst, src_port: parsed.source_after(mark), dst_port: parsed.dst_port };
+    packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
+    packet.clear_mark();
+    Ok(verdict)
+}
+
+/// The source that a mark names. On the external side it has to be the router's still: the address may have been taken away
+/// since the flow began, and a process of the pod's own may set any mark.
+#[inline(always)]
+fn own_source<F: Family>(scene: &Scene, mark: Mark) -> Result<Addr, DropReason> {
+    let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
+    let to_outside = mark.direction() == Some(Direction::Request);
+    if source.is_v4() != F::IS_V4 || (to_outside && local::address_index(scene, Side::External, &source).is_none()) {
+        return Err(DropReason::Leak);
     }
+    Ok(source)
 }
 
 /// Nothing leaves to the outside but from the router's own external addresses.
 #[inline(always)]
 fn guard<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
-    let headers = F::headers(packet, L3)?;
-    if local::address_index(scene, Side::External, &headers.src).is_some() || speaks_for_the_link::<F>(packet, &headers) {
-        return Ok(Verdict::Local);
-    }
-    Err(DropReason::Leak)
+    let parsed = parse::<F>(packet)?;
+    let own = local::address_index(scene, Side::External, &parsed.src).is_some();
+    if own || speaks_for_the_link::<F>(parsed) { Ok(Verdict::Local) } else { Err(DropReason::Leak) }
 }
 
 /// Neighbour and multicast listener discovery, from an address that is still tentative or is the link's own.
 #[inline(always)]
-fn speaks_for_the_link<F: Family>(packet: &Packet, headers: &Headers) -> bool {
-    if F::IS_V4 || !(headers.src == Addr::UNSPECIFIED || headers.src.is_v6_link_local()) {
-        return false;
-    }
-    matches!(Transport::read::<F>(packet, headers), Ok(Transport { kind: Kind::LinkControl, .. }))
+fn speaks_for_the_link<F: Family>(parsed: &Parsed) -> bool {
+    let from_link = parsed.src == Addr::UNSPECIFIED || parsed.src.is_v6_link_local();
+    !F::IS_V4 && from_link && parsed.kind == Kind::LinkControl
 }

@@ -4,8 +4,8 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::DropReason;
 
-use super::headers::{Fragment, Headers};
 use super::packet::Packet;
+use super::parsed::{Fragment, Parsed};
 
 mod sealed {
     pub(crate) trait Sealed {}
@@ -19,12 +19,16 @@ pub(crate) trait Family: sealed::Sealed {
     const VERSION: u8;
     /// For the few real differences.
     const IS_V4: bool = Self::VERSION == 4;
-    /// Offset of the source address in the IP header.
+    /// Offset of the source address in the IP header; the destination address follows it.
     const SOURCE: u32;
-    /// Offset of the destination address in the IP header.
-    const DESTINATION: u32;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM: u32;
+    /// Offset of the time to live, or hop limit.
+    const TTL: u32;
+    /// Length of a header without options or extensions.
+    const PLAIN: u32;
+    /// `AF_INET` or `AF_INET6`.
+    const ADDRESS_FAMILY: u8;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// ICMP type of an echo request.
@@ -32,8 +36,8 @@ pub(crate) trait Family: sealed::Sealed {
     /// ICMP type of an echo reply.
     const ECHO_REPLY: u8;
 
-    /// Reads the IP header at `offset`, and the extension headers behind it.
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason>;
+    /// Reads the IP header at `parsed.l3`, and the extension headers behind it.
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason>;
 
     /// Whether an ICMP message of this type reports an error and quotes the packet that caused it.
     fn is_icmp_error(icmp_type: u8) -> bool;
@@ -52,32 +56,34 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     const VERSION: u8 = 4;
     const SOURCE: u32 = 12;
-    const DESTINATION: u32 = 16;
     const CHECKSUM: u32 = 10;
+    const TTL: u32 = 8;
+    const PLAIN: u32 = 20;
+    const ADDRESS_FAMILY: u8 = 2;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
 
     #[inline(always)]
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
-        let words: [u32; 5] = packet.read(offset)?;
-        let [version_ihl, ..] = words[0].to_ne_bytes();
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let words: [u32; 5] = packet.read(parsed.l3)?;
+        let [version_ihl, _, length_high, length_low] = words[0].to_ne_bytes();
         let ihl = u32::from(version_ihl & 0xf) * 4;
-        if version_ihl >> 4 != 4 || ihl < 20 {
+        if version_ihl >> 4 != 4 || ihl < Self::PLAIN {
             return Err(DropReason::Malformed);
         }
         let [id_high, id_low, fragment_high, fragment_low] = words[1].to_ne_bytes();
         let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
         let [ttl, protocol, ..] = words[2].to_ne_bytes();
-        Ok(Headers {
-            src: Addr::from_v4_word(words[3]),
-            dst: Addr::from_v4_word(words[4]),
-            protocol,
-            ttl,
-            l4: offset + ihl,
-            fragment: Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0),
-            id: u32::from(u16::from_ne_bytes([id_high, id_low])),
-        })
+        parsed.src = Addr::from_v4_word(words[3]);
+        parsed.dst = Addr::from_v4_word(words[4]);
+        parsed.protocol = protocol;
+        parsed.ttl = ttl;
+        parsed.l4 = parsed.l3 + ihl;
+        parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
+        parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
+        parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
+        Ok(())
     }
 
     /// RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
@@ -106,32 +112,36 @@ mod next_header {
 impl Family for V6 {
     const VERSION: u8 = 6;
     const SOURCE: u32 = 8;
-    const DESTINATION: u32 = 24;
     const CHECKSUM: u32 = 0;
+    const TTL: u32 = 7;
+    const PLAIN: u32 = 40;
+    const ADDRESS_FAMILY: u8 = 10;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
 
     #[inline(always)]
-    fn headers(packet: &Packet, offset: u32) -> Result<Headers, DropReason> {
-        let words: [u32; 10] = packet.read(offset)?;
+    fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let words: [u32; 10] = packet.read(parsed.l3)?;
         let [version, ..] = words[0].to_ne_bytes();
         if version >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
-        let [_, _, next, hop_limit] = words[1].to_ne_bytes();
+        let [length_high, length_low, next, hop_limit] = words[1].to_ne_bytes();
         let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
-        let mut headers = Headers {
-            src: Addr::from_v6_words([s0, s1, s2, s3]),
-            dst: Addr::from_v6_words([d0, d1, d2, d3]),
-            protocol: next,
-            ttl: hop_limit,
-            l4: offset + 40,
-            fragment: Fragment::Whole,
-            id: 0,
-        };
-        walk_extensions(packet, &mut headers)?;
-        Ok(headers)
+        parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
+        parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
+        // The form that IPv4 addresses have in the maps must not come in by an IPv6 header: it would be taken for IPv4's.
+        if parsed.src.is_v4() || parsed.dst.is_v4() {
+            return Err(DropReason::Malformed);
+        }
+        parsed.protocol = next;
+        parsed.ttl = hop_limit;
+        parsed.l4 = parsed.l3 + Self::PLAIN;
+        parsed.end = parsed.l4 + u32::from(u16::from_be_bytes([length_high, length_low]));
+        parsed.fragment = Fragment::Whole;
+        parsed.id = 0;
+        walk_extensions(packet, parsed)
     }
 
     /// RFC 4443 section 2.1: error messages have the high-order bit clear.
@@ -140,32 +150,34 @@ impl Family for V6 {
         icmp_type < 128
     }
 
-    /// Multicast listener discovery (130-132, 143), router and neighbour discovery and redirect (133-137).
+    /// Multicast listener discovery (130-132, 143), router and neighbour discovery (133-136). A redirect (137) is not needed to
+    /// keep a link going, and one that this router sends would tell a neighbour about packets it should never have forwarded.
     #[inline(always)]
     fn is_link_control(icmp_type: u8) -> bool {
-        matches!(icmp_type, 130..=137 | 143)
+        matches!(icmp_type, 130..=136 | 143)
     }
 }
 
 #[inline(always)]
-fn walk_extensions(packet: &Packet, headers: &mut Headers) -> Result<(), DropReason> {
-    for _ in 0..MAX_EXTENSIONS {
+fn walk_extensions(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+    // One round more than headers, to see what follows the last.
+    for _ in 0..=MAX_EXTENSIONS {
         let is_extension = matches!(
-            headers.protocol,
+            parsed.protocol,
             next_header::HOP_BY_HOP | next_header::ROUTING | next_header::FRAGMENT | next_header::DESTINATION
         );
         if !is_extension {
             return Ok(());
         }
-        let [next, length, more_high, more_low, id0, id1, id2, id3]: [u8; 8] = packet.read(headers.l4)?;
-        let this = headers.protocol;
-        headers.protocol = next;
+        let [next, length, more_high, more_low, id0, id1, id2, id3]: [u8; 8] = packet.read(parsed.l4)?;
+        let this = parsed.protocol;
+        parsed.protocol = next;
         if this == next_header::FRAGMENT {
             let field = u16::from_be_bytes([more_high, more_low]);
-            headers.fragment = Fragment::of(field >> 3, field & 1 != 0);
-            headers.id = u32::from_ne_bytes([id0, id1, id2, id3]);
-            headers.l4 += 8;
-            if matches!(headers.fragment, Fragment::Later) {
+            parsed.fragment = Fragment::of(field >> 3, field & 1 != 0);
+            parsed.id = u32::from_ne_bytes([id0, id1, id2, id3]);
+            parsed.l4 += 8;
+            if parsed.fragment == Fragment::Later {
                 return Ok(());
             }
             continue;
@@ -174,7 +186,7 @@ fn walk_extensions(packet: &Packet, headers: &mut Headers) -> Result<(), DropRea
         if this == next_header::ROUTING && more_low != 0 {
             return Err(DropReason::ExtensionHeader);
         }
-        headers.l4 += (u32::from(length) + 1) * 8;
+        parsed.l4 += (u32::from(length) + 1) * 8;
     }
     Err(DropReason::ExtensionHeader)
 }

@@ -4,21 +4,20 @@
 //! own entry only, and writes that one only; the twin is looked at once a second, when a connection closes, and when an
 //! entry has been idle for longer than the shortest timeout.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{
-    Direction, Flow, FlowKey, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
-};
+use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
-use egress_ebpf::timeout::{SECOND_NS, expired, protocol};
+use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
-use super::Scene;
-use super::headers::{Kind, Transport};
 use super::local::address_index;
 use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
+use super::packet::Packet;
+use super::parsed::Kind;
+use super::{Scene, hop};
 
 const EEXIST: i32 = -17;
 
@@ -68,45 +67,78 @@ fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
     let _ = FLOWS.remove(key);
 }
 
-/// Accounts for one more packet of an existing flow.
+/// Accounts for one more packet of `WORK`'s flow.
 #[inline(always)]
-pub(crate) fn touch(scene: &Scene, key: &FlowKey, flow: &mut Flow, len: u32, tcp_flags: u8) {
+pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
+    let work = scene.work();
+    let (key, flags) = (&work.key, work.parsed.flags);
     flow.packets += 1;
-    flow.bytes += u64::from(len);
-    let seen = if key.protocol == protocol::TCP { tcp::observe(flow.seen, tcp_flags) } else { flow.seen | seen::ANY };
-    if seen != flow.seen {
+    flow.bytes += u64::from(packet.len());
+    let seen = if has_states(key.protocol) { tcp::observe(flow.seen, flags) } else { flow.seen | seen::ANY };
+    let stale = scene.now_ns.saturating_sub(flow.last_seen_ns) >= SECOND_NS;
+    if stale || seen != flow.seen {
         flow.seen = seen;
-    } else if scene.now_ns.saturating_sub(flow.last_seen_ns) < SECOND_NS {
-        return;
+        flow.last_seen_ns = scene.now_ns;
     }
-    flow.last_seen_ns = scene.now_ns;
-    mend_twin(scene, key, flow);
+    if stale || (key.is_request() && flow.packets == 1) {
+        refresh_flow(packet.ctx().skb.skb);
+    }
+}
+
+/// Whether packets of this protocol open and close what they belong to.
+#[inline(always)]
+fn has_states(protocol: u8) -> bool {
+    protocol == protocol::TCP || protocol == protocol::SCTP
+}
+
+/// Once a second, and for a flow's first packet: puts a lost twin back, and looks the next hops up.
+// A global BPF function for the verifier, as `open_flow`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refresh_flow(ctx: *mut __sk_buff) -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
+    let Some(flow) = entry(&scene.work().key) else { return FAILED };
+    mend_twin(&scene, flow);
+    let work = scene.work();
+    let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return FAILED };
+    if work.key.is_request() {
+        hop::refresh(ctx, scene.config.external_ifindex, flow);
+        hop::refresh_return(ctx, scene.config.cluster_ifindex, twin);
+    } else {
+        hop::refresh(ctx, scene.config.cluster_ifindex, flow);
+    }
+    flow.return_kind = twin.hop_kind;
+    twin.return_kind = flow.hop_kind;
+    OPENED
 }
 
 /// Puts a lost twin back, from what this entry knows: with the same port, never another.
 #[inline(always)]
-fn mend_twin(scene: &Scene, key: &FlowKey, flow: &Flow) {
+fn mend_twin(scene: &Scene, flow: &Flow) {
     let work = scene.work();
-    if twin_entry(&mut work.twin_key, key, flow).is_some() {
+    if twin_entry(&mut work.twin_key, &work.key, flow).is_some() {
         return;
     }
+    let key = &work.key;
     let (side, direction) =
         if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
     let Some(index) = address_index(scene, side, &key.dst) else { return };
-    work.flow = flow.reversed(key, Mark::new(direction, index as u8, key.dst_port));
+    let work = scene.work();
+    work.flow = flow.reversed(&work.key, Mark::new(direction, index, work.key.dst_port));
     // Another CPU may have been faster.
     let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
 }
 
 /// Starts a closed connection's flow anew, under the same translation, for a client that reuses its port.
 #[inline(always)]
-pub(crate) fn reopen_if_closed(scene: &Scene, key: &FlowKey, flow: &mut Flow, tcp_flags: u8) {
-    if key.protocol != protocol::TCP || !tcp::opens(tcp_flags) {
+pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
+    let work = scene.work();
+    let flags = work.parsed.flags;
+    if !has_states(work.key.protocol) || !tcp::opens(flags) {
         return;
     }
-    let work = scene.work();
-    let Some(twin) = twin_entry(&mut work.twin_key, key, flow) else { return };
-    if tcp::reopens(tcp_flags, flow.seen, twin.seen) {
+    let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return };
+    if tcp::reopens(flags, class(work.key.protocol, flow.seen, twin.seen, 0)) {
         flow.seen = 0;
         flow.created_ns = scene.now_ns;
         twin.seen = 0;
@@ -116,11 +148,11 @@ pub(crate) fn reopen_if_closed(scene: &Scene, key: &FlowKey, flow: &mut Flow, tc
 
 /// Opens the flow of `WORK`'s key, for a request that `WORK`'s rule claims.
 #[inline(always)]
-pub(crate) fn open(scene: &Scene, transport: &Transport) -> Result<&'static mut Flow, DropReason> {
+pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
     let work = scene.work();
-    work.seen = if work.key.protocol == protocol::TCP { tcp::first(transport.tcp_flags).into() } else { 0 };
-    work.ports = match transport.kind {
-        Kind::Tcp | Kind::Udp | Kind::Dccp => Ports::Transport,
+    work.seen = if has_states(work.key.protocol) { tcp::first(work.parsed.flags) } else { 0 };
+    work.ports = match work.parsed.kind {
+        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::Dccp => Ports::Transport,
         Kind::EchoRequest => Ports::Identifier,
         _ => Ports::Fixed,
     };
@@ -165,14 +197,17 @@ extern "C" fn open_flow() -> u32 {
         to_dst: work.key.src,
         to_src_port: work.key.dst_port,
         to_dst_port: work.key.src_port,
-        mark: Mark::new(Direction::Reply, work.router_index as u8, work.key.dst_port).0,
+        mark: Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0,
         created_ns: scene.now_ns,
         last_seen_ns: scene.now_ns,
         packets: 0,
         bytes: 0,
         rule: work.rule.rule,
         seen: 0,
-        pad: [0; 3],
+        hop_kind: HopKind::Kernel as u8,
+        return_kind: HopKind::Kernel as u8,
+        pad: 0,
+        hop: Addr::UNSPECIFIED,
     };
     let reserved = reserve(&scene);
     if reserved != OPENED {
@@ -185,7 +220,7 @@ extern "C" fn open_flow() -> u32 {
     work.flow.to_src_port = port;
     work.flow.to_dst_port = target_port;
     work.flow.mark = Mark::new(Direction::Request, slot, port).0;
-    work.flow.seen = work.seen as u8;
+    work.flow.seen = work.seen;
     enter_request(&scene)
 }
 

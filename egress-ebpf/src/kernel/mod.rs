@@ -1,16 +1,20 @@
 //! Everything that touches packets, maps and the kernel's helpers.
 
+pub(crate) mod answer;
 pub(crate) mod egress;
 pub(crate) mod family;
 pub(crate) mod flow;
-pub(crate) mod headers;
+pub(crate) mod forward;
+pub(crate) mod hop;
+pub(crate) mod icmp;
 pub(crate) mod local;
 pub(crate) mod maps;
 pub(crate) mod packet;
+pub(crate) mod parsed;
 pub(crate) mod reply;
 pub(crate) mod request;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use egress_ebpf::contract::{Config, Counter};
@@ -18,6 +22,13 @@ use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index}
 
 use maps::Work;
 use packet::Packet;
+
+/// Size of a helper's argument, as helpers take it.
+pub(crate) const fn size<T>() -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "no argument of a helper is that large")]
+    let size = size_of::<T>() as u32;
+    size
+}
 
 /// What a program decides.
 pub(crate) type Outcome = Result<Verdict, DropReason>;
@@ -47,7 +58,7 @@ impl Scene {
 /// Runs `program` and turns its outcome into an action, counted. A packet that the datapath passes goes on to the next
 /// program of the hook, if there is one.
 #[inline(always)]
-pub(crate) fn run(ctx: TcContext, hook: Hook, program: impl FnOnce(&mut Packet, &Scene) -> Outcome) -> i32 {
+pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -> Outcome) -> i32 {
     let len = u64::from(ctx.len());
     let mut packet = Packet::new(ctx);
     let outcome = match scene() {
@@ -57,7 +68,17 @@ pub(crate) fn run(ctx: TcContext, hook: Hook, program: impl FnOnce(&mut Packet, 
     match outcome {
         Ok(verdict) => {
             count(verdict_index(hook, verdict), len);
-            TC_ACT_UNSPEC
+            match verdict {
+                Verdict::RequestRedirected | Verdict::ReplyRedirected => TC_ACT_REDIRECT,
+                Verdict::Pass
+                | Verdict::Local
+                | Verdict::Rejected
+                | Verdict::Request
+                | Verdict::Reply
+                | Verdict::SourceHalf
+                | Verdict::Redirected
+                | Verdict::KernelError => TC_ACT_UNSPEC,
+            }
         }
         Err(reason) => {
             count(drop_index(hook, reason), len);
@@ -77,6 +98,14 @@ fn scene() -> Option<Scene> {
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let work = maps::WORK.get_ptr_mut(0)?;
     Some(Scene { generation: u8::from(generation != 0), config, now_ns, work })
+}
+
+/// This CPU's work space, for functions that need nothing of [`Scene`].
+#[inline(always)]
+fn work() -> Option<&'static mut Work> {
+    let work = maps::WORK.get_ptr_mut(0)?;
+    // SAFETY: as in `Scene::work`.
+    Some(unsafe { &mut *work })
 }
 
 #[inline(always)]

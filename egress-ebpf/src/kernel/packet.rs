@@ -1,20 +1,26 @@
 //! The packet: the one type through which bytes are read and written.
 //!
-//! Reads copy. Writes go through [`Packet::rewrite`], which keeps every checksum that covers what it changes; there is no
-//! setter that would leave one stale. Checksums are changed by the kernel's helpers alone, since only they know whether a
-//! field is whole or still to be finished by a device.
+//! Reads copy. Writes go through [`Packet::rewrite`] and [`Packet::rewrite_quoted`], which keep every checksum that covers
+//! what they change; there is no setter that would leave one stale. A packet's own checksums are changed by the kernel's
+//! helpers alone, since only they know whether a field is whole or still to be finished by a device.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+    bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+};
+use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
-use egress_ebpf::contract::{Config, config_flag};
+use egress_ebpf::contract::{Config, Mark, config_flag};
+use egress_ebpf::crc32c;
 use egress_ebpf::verdict::DropReason;
 
-use super::family::Family;
-use super::headers::{End, Headers, Transport};
+use super::family::{Family, V4, V6};
+use super::maps::Work;
+use super::parsed::{Coverage, Fragment, Kind, Parsed};
+use super::{answer, size, work};
 
 /// Offset of the IP header: both interfaces are Ethernet.
 pub(crate) const L3: u32 = 14;
@@ -26,6 +32,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 const PACKET_HOST: u32 = 0;
 
 /// Source and destination that a packet is to have.
+#[repr(C)]
 pub(crate) struct Ends {
     pub(crate) src: Addr,
     pub(crate) dst: Addr,
@@ -81,15 +88,34 @@ impl Packet {
 
     /// `skb->mark`.
     #[inline(always)]
-    pub(crate) fn mark(&self) -> u32 {
+    pub(crate) fn mark(&self) -> Mark {
         // SAFETY: a program's context pointer is valid while it runs.
-        unsafe { (*self.ctx.skb.skb).mark }
+        Mark(unsafe { (*self.ctx.skb.skb).mark })
     }
 
     /// Sets `skb->mark`.
     #[inline(always)]
-    pub(crate) fn set_mark(&mut self, mark: u32) {
-        self.ctx.set_mark(mark);
+    pub(crate) fn set_mark(&mut self, mark: Mark) {
+        self.ctx.set_mark(mark.0);
+    }
+
+    /// Takes our mark off: at ingress, where nobody but this datapath may say that a packet is half translated; at egress,
+    /// where nobody behind the interface shall meet it.
+    #[inline(always)]
+    pub(crate) fn clear_mark(&mut self) {
+        if self.mark().is_ours() {
+            self.ctx.set_mark(0);
+        }
+    }
+
+    /// Whether the packet, or each segment that it will be cut into, fits the interface.
+    #[inline(always)]
+    pub(crate) fn fits(&self, ifindex: u32) -> bool {
+        let mut mtu = 0_u32;
+        // SAFETY: the context is valid and `mtu` is the 32-bit number that the helper reads and writes.
+        let answer =
+            unsafe { bpf_check_mtu(self.ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS)) };
+        answer == 0
     }
 
     /// Copies a `T` at `offset` from the start of the frame.
@@ -98,75 +124,124 @@ impl Packet {
         self.ctx.load(offset as usize).map_err(|_errno| DropReason::Malformed)
     }
 
-    /// Gives the packet these ends, and every checksum what that asks for.
+    /// Gives the packet in `WORK` these ends, and every checksum what that asks for. With `hop`, counts one more hop.
     #[inline(always)]
-    pub(crate) fn rewrite<F: Family>(
-        &mut self,
-        config: &Config,
-        headers: &Headers,
-        transport: &Transport,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        self.rewrite_addresses::<F>(config, headers, transport, ends)?;
-        let ports = Delta::ZERO.port(transport.src_port, ends.src_port).port(transport.dst_port, ends.dst_port);
-        let src_moves = ends.src_port != transport.src_port;
-        let dst_moves = ends.dst_port != transport.dst_port;
-        if !src_moves && !dst_moves {
-            return Ok(());
-        }
-        if let Some(checksum) = transport.checksum::<F>() {
-            self.replace_l4(headers.l4 + checksum.offset, ports, checksum.mangled)?;
-        }
-        if let Some(offset) = transport.port_offset(End::Source).filter(|_| src_moves) {
-            self.write(headers.l4 + offset, &ends.src_port)?;
-        }
-        if let Some(offset) = transport.port_offset(End::Destination).filter(|_| dst_moves) {
-            self.write(headers.l4 + offset, &ends.dst_port)?;
-        }
-        Ok(())
+    pub(crate) fn rewrite<F: Family>(&mut self, config: &Config, ends: Ends, hop: Hop) -> Result<(), DropReason> {
+        let work = work().ok_or(DropReason::KernelCall)?;
+        work.ends = ends;
+        work.csum_ipv6 = config.flags & config_flag::CSUM_IPV6 != 0;
+        let ctx = self.ctx.skb.skb;
+        answer::decode(if F::IS_V4 { rewrite_v4(ctx, hop as u32) } else { rewrite_v6(ctx, hop as u32) })
     }
 
+    /// Gives the packet that an ICMP error quotes the ends in `WORK`, and its checksums, as far as they are quoted, and the
+    /// error's own, what that asks for.
     #[inline(always)]
-    fn rewrite_addresses<F: Family>(
-        &mut self,
-        config: &Config,
-        headers: &Headers,
-        transport: &Transport,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        let src_moves = ends.src != headers.src;
-        let dst_moves = ends.dst != headers.dst;
-        if !src_moves && !dst_moves {
-            return Ok(());
-        }
-        let delta = Delta::ZERO.addr(&headers.src, &ends.src).addr(&headers.dst, &ends.dst);
-        if let Some(checksum) = transport.checksum::<F>().filter(|checksum| checksum.covers_addresses) {
-            let ipv6 = if !F::IS_V4 && config.flags & config_flag::CSUM_IPV6 != 0 { BPF_F_IPV6 } else { 0 };
-            let flags = checksum.mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6;
-            self.replace_l4(headers.l4 + checksum.offset, delta, flags)?;
+    pub(crate) fn rewrite_quoted<F: Family>(&mut self, ends: Ends) -> Result<(), DropReason> {
+        let work = work().ok_or(DropReason::KernelCall)?;
+        work.ends = ends;
+        let Work { parsed: error, quoted, ends, .. } = work;
+        let addresses = quoted.address_change(ends);
+        let ports = quoted.port_change(ends);
+        let mut total = addresses.and(ports);
+        if quoted.coverage != Coverage::None {
+            let covered = if quoted.coverage == Coverage::Message { ports } else { total };
+            total = total.and(self.rewrite_quoted_checksum(quoted, covered)?);
         }
         if F::IS_V4 {
-            self.ctx
-                .l3_csum_replace((L3 + F::CHECKSUM) as usize, 0, u64::from(delta.wsum()), 0)
-                .map_err(|_errno| DropReason::KernelCall)?;
+            let at = quoted.l3 + F::CHECKSUM;
+            let old: u16 = self.read(at)?;
+            let new = addresses.apply(old);
+            self.write(at, &new)?;
+            total = total.field(old, new);
         }
-        if src_moves {
-            self.write_address::<F>(L3 + F::SOURCE, &ends.src)?;
+        self.write_ends::<F>(quoted, ends)?;
+        self.replace_l4(error.checksum, total, 0)
+    }
+
+    /// A quoted checksum is plain bytes, whole or cut off. Returns what its change adds to the sum of the quoting packet.
+    #[inline(always)]
+    fn rewrite_quoted_checksum(&mut self, quoted: &Parsed, covered: Delta) -> Result<Delta, DropReason> {
+        let Ok(old) = self.read::<u16>(quoted.checksum) else { return Ok(Delta::ZERO) };
+        let optional = quoted.coverage == Coverage::Optional;
+        if optional && old == 0 {
+            return Ok(Delta::ZERO);
         }
-        if dst_moves {
-            self.write_address::<F>(L3 + F::DESTINATION, &ends.dst)?;
-        }
-        Ok(())
+        let new = match covered.apply(old) {
+            0 if optional => 0xffff,
+            new => new,
+        };
+        self.write(quoted.checksum, &new)?;
+        Ok(Delta::ZERO.field(old, new))
+    }
+
+    /// Sends the packet out of an interface, to a neighbour that the kernel resolves.
+    #[inline(always)]
+    pub(crate) fn redirect_to_neighbour<F: Family>(
+        &mut self,
+        ifindex: u32,
+        neighbour: &Addr,
+    ) -> Result<(), DropReason> {
+        let address = if F::IS_V4 {
+            bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: neighbour.v4_word() }
+        } else {
+            bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: neighbour.words() }
+        };
+        let mut hop = bpf_redir_neigh { nh_family: u32::from(F::ADDRESS_FAMILY), __bindgen_anon_1: address };
+        // SAFETY: `hop` lives on the stack and its size goes with it.
+        let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size::<bpf_redir_neigh>().cast_signed(), 0) };
+        redirected(action)
+    }
+
+    /// Sends the packet out of an interface, to a link address.
+    #[inline(always)]
+    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, to: [u8; 6], from: [u8; 6]) -> Result<(), DropReason> {
+        self.write(0, &to)?;
+        self.write(6, &from)?;
+        // SAFETY: the helper takes numbers only.
+        let action = unsafe { bpf_redirect(ifindex, 0) };
+        redirected(action)
     }
 
     #[inline(always)]
     fn replace_l4(&mut self, offset: u32, delta: Delta, flags: u64) -> Result<(), DropReason> {
-        self.ctx.l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags).map_err(|_errno| DropReason::KernelCall)
+        self.ctx
+            .l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags)
+            .map_err(|_errno| DropReason::KernelCall)
     }
 
+    /// SCTP's checksum after its ports have changed. Zero means that a device is to compute it: then it is left alone.
     #[inline(always)]
-    fn write_address<F: Family>(&mut self, offset: u32, addr: &Addr) -> Result<(), DropReason> {
-        if F::IS_V4 { self.write(offset, &addr.v4_word()) } else { self.write(offset, &addr.words()) }
+    fn replace_sctp_checksum(&mut self, parsed: &Parsed, ends: &Ends) -> Result<(), DropReason> {
+        let at = parsed.l4 + SCTP_CHECKSUM;
+        let old: u32 = self.read(at)?;
+        if old == 0 {
+            return Ok(());
+        }
+        if parsed.fragment != Fragment::Whole || parsed.end < at {
+            return Err(DropReason::ChecksumElsewhere);
+        }
+        let pair = |src: Port, dst: Port| bytemuck::cast::<_, u32>([src, dst]);
+        let change = pair(parsed.src_port, parsed.dst_port) ^ pair(ends.src_port, ends.dst_port);
+        self.write(at, &(old ^ crc32c_change(change, parsed.end - parsed.l4)))
+    }
+
+    /// Source and destination lie side by side in every header, so each pair is one write.
+    #[inline(always)]
+    fn write_ends<F: Family>(&mut self, parsed: &Parsed, ends: &Ends) -> Result<(), DropReason> {
+        if F::IS_V4 {
+            self.write(parsed.l3 + F::SOURCE, &[ends.src.v4_word(), ends.dst.v4_word()])?;
+        } else {
+            self.write(parsed.l3 + F::SOURCE, &[ends.src, ends.dst])?;
+        }
+        if parsed.has_ports {
+            return self.write(parsed.l4, &[ends.src_port, ends.dst_port]);
+        }
+        match parsed.kind {
+            Kind::EchoRequest => self.write(parsed.l4 + ECHO_ID, &ends.src_port),
+            Kind::EchoReply => self.write(parsed.l4 + ECHO_ID, &ends.dst_port),
+            _ => Ok(()),
+        }
     }
 
     #[inline(always)]
@@ -175,12 +250,100 @@ impl Packet {
     }
 }
 
-/// Flag of a checksum whose zero means "none": zero stays zero, and a computed zero becomes 0xffff.
-pub(crate) const MANGLED: u64 = BPF_F_MARK_MANGLED_0 as u64;
+/// Whether a rewrite counts a hop, as forwarding does.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// The kernel counts it.
+    Kernel = 0,
+    /// Here.
+    Count = 1,
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite_v4(ctx: *mut __sk_buff, hop: u32) -> u32 {
+    answer::encode(rewrite::<V4>(ctx, hop))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite_v6(ctx: *mut __sk_buff, hop: u32) -> u32 {
+    answer::encode(rewrite::<V6>(ctx, hop))
+}
+
+#[inline(always)]
+fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
+    let mut packet = Packet::new(TcContext::new(ctx));
+    let Work { parsed, ends, csum_ipv6, .. } = work().ok_or(DropReason::KernelCall)?;
+    let addresses = parsed.address_change(ends);
+    let ports = parsed.port_change(ends);
+    let mangled = if parsed.coverage == Coverage::Optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+    if matches!(parsed.coverage, Coverage::Addresses | Coverage::Optional) {
+        let ipv6 = if !F::IS_V4 && *csum_ipv6 { BPF_F_IPV6 } else { 0 };
+        packet.replace_l4(parsed.checksum, addresses, mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6)?;
+    }
+    if ports != Delta::ZERO {
+        if parsed.coverage != Coverage::None {
+            packet.replace_l4(parsed.checksum, ports, mangled)?;
+        } else if parsed.kind == Kind::Sctp {
+            packet.replace_sctp_checksum(parsed, ends)?;
+        }
+    }
+    let count = hop == Hop::Count as u32;
+    let ttl = parsed.ttl.wrapping_sub(1);
+    if F::IS_V4 {
+        let hops = if count { Delta::ZERO.even_byte(parsed.ttl, ttl) } else { Delta::ZERO };
+        let delta = u64::from(addresses.and(hops).wsum());
+        let at = (parsed.l3 + F::CHECKSUM) as usize;
+        packet.ctx.l3_csum_replace(at, 0, delta, 0).map_err(|_errno| DropReason::KernelCall)?;
+    }
+    if count {
+        packet.write(parsed.l3 + F::TTL, &ttl)?;
+    }
+    packet.write_ends::<F>(parsed, ends)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crc32c_change(change: u32, length: u32) -> u32 {
+    // The words are little-endian here, as the CRC's bytes are: BPF programs are compiled for little-endian kernels.
+    crc32c::change(change, length)
+}
+
+impl Parsed {
+    #[inline(always)]
+    fn address_change(&self, ends: &Ends) -> Delta {
+        Delta::ZERO.addr(&self.src, &ends.src).addr(&self.dst, &ends.dst)
+    }
+
+    /// Of ports that are in the packet, that is.
+    #[inline(always)]
+    fn port_change(&self, ends: &Ends) -> Delta {
+        match self.kind {
+            Kind::EchoRequest => Delta::ZERO.port(self.src_port, ends.src_port),
+            Kind::EchoReply => Delta::ZERO.port(self.dst_port, ends.dst_port),
+            _ if self.has_ports => Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port),
+            _ => Delta::ZERO,
+        }
+    }
+}
+
+#[inline(always)]
+fn redirected(action: i64) -> Result<(), DropReason> {
+    if action == i64::from(TC_ACT_REDIRECT) { Ok(()) } else { Err(DropReason::KernelCall) }
+}
+
+/// Offset of the checksum in an SCTP packet.
+const SCTP_CHECKSUM: u32 = 8;
+
+/// Offset of the identifier in an ICMP or ICMPv6 echo.
+const ECHO_ID: u32 = 4;
 
 /// See the program of the same purpose.
 pub(crate) fn knows_csum_ipv6(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid; the helper checks the offset, and a zero difference changes nothing.
-    let errno = unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
+    let errno =
+        unsafe { bpf_l4_csum_replace(ctx.skb.skb, L3 + 40 + 6, 0, 0, BPF_F_IPV6 | u64::from(BPF_F_PSEUDO_HDR)) };
     errno == 0
 }

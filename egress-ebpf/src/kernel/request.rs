@@ -1,14 +1,15 @@
 //! Cluster ingress: requests.
 
-use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, Mark, RuleKey, RuleValue, Side};
 use egress_ebpf::addr::Port;
+use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
-use super::headers::{Headers, Kind, Transport};
+use super::forward::forward;
 use super::maps::RULES;
-use super::packet::{Ends, Packet};
-use super::{Outcome, Scene, flow, local};
+use super::packet::Packet;
+use super::parsed::{Kind, join_fragments, parse};
+use super::{Outcome, Scene, flow, icmp, local};
 
 /// EtherTypes, network order.
 pub(crate) mod ether_type {
@@ -22,7 +23,7 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
     if packet.is_tagged() || !packet.is_for_host() {
         return Ok(Verdict::Pass);
     }
-    forget_forged_mark(packet);
+    packet.clear_mark();
     match packet.ether_type() {
         ether_type::IPV4 => request::<V4>(packet, scene),
         ether_type::IPV6 => request::<V6>(packet, scene),
@@ -30,73 +31,86 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
     }
 }
 
-/// Nobody but this datapath may say that a packet is half translated.
-#[inline(always)]
-pub(crate) fn forget_forged_mark(packet: &mut Packet) {
-    if Mark(packet.mark()).direction().is_some() {
-        packet.set_mark(0);
-    }
-}
-
 #[inline(always)]
 fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    let headers = F::headers(packet, super::packet::L3)?;
-    if headers.dst.is_multicast() {
+    let parsed = parse::<F>(packet)?;
+    if parsed.dst.is_multicast() || parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);
     }
-    let mut transport = Transport::read::<F>(packet, &headers)?;
-    transport.join_fragments(&headers, Side::Cluster, scene)?;
-    if matches!(transport.kind, Kind::LinkControl) {
-        return Ok(Verdict::Pass);
+    join_fragments(parsed, Side::Cluster)?;
+    match flow_of::<F>(packet, scene)? {
+        Claim::Flow(flow) => forward::<F>(packet, scene, flow, Direction::Request),
+        Claim::Not(verdict) => Ok(verdict),
     }
-    let key = &mut scene.work().key;
-    *key = transport.flow_key(&headers, Direction::Request);
-    let flow = match flow::find(scene, key) {
-        Some(flow) => {
-            flow::reopen_if_closed(scene, key, flow, transport.tcp_flags);
-            flow
-        }
-        None => match claim::<F>(packet, scene, &headers, &transport, key)? {
-            Claim::Translate => flow::open(scene, &transport)?,
-            Claim::Not(verdict) => return Ok(verdict),
-        },
-    };
-    translate::<F>(packet, scene, &headers, &transport, key, flow)
 }
 
-/// Who a packet of no flow is for.
+/// The flow of the packet, which it may be the first of.
+#[inline(always)]
+fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
+    let work = scene.work();
+    if work.parsed.kind == Kind::IcmpError {
+        return icmp_error::<F>(packet, scene);
+    }
+    work.key = work.parsed.flow_key(Direction::Request);
+    let flow = match flow::find(scene, &scene.work().key) {
+        Some(flow) => {
+            flow::reopen_if_closed(scene, flow);
+            flow
+        }
+        None => match claim::<F>(packet, scene)? {
+            None => flow::open(scene)?,
+            Some(verdict) => return Ok(Claim::Not(verdict)),
+        },
+    };
+    flow::touch(packet, scene, flow);
+    Ok(Claim::Flow(flow))
+}
+
+/// An error about a reply goes to the destination that sent it; any other is about the pod's own packets.
+#[inline(always)]
+fn icmp_error<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
+    match icmp::arriving::<F>(packet, scene, Direction::Request) {
+        Ok(flow) => Ok(Claim::Flow(flow)),
+        Err(DropReason::IcmpUnmatched) => match local::address_index(scene, Side::Cluster, &scene.work().parsed.dst) {
+            Some(_) => Ok(Claim::Not(Verdict::Local)),
+            None => Err(DropReason::ForeignDestination),
+        },
+        Err(reason) => Err(reason),
+    }
+}
+
+/// Whose a packet is.
 enum Claim {
-    /// A rule's, which is in `WORK` then, as is the index of the router's address that it came to.
-    Translate,
-    /// Nobody's here.
+    /// A flow's.
+    Flow(&'static mut Flow),
+    /// None that is translated.
     Not(Verdict),
 }
 
+/// Who a packet of no flow is for. A rule that claims it is then in `WORK`, as is the index of the router's address that it
+/// came to.
 #[inline(always)]
-fn claim<F: Family>(
-    packet: &Packet,
-    scene: &Scene,
-    headers: &Headers,
-    transport: &Transport,
-    key: &FlowKey,
-) -> Result<Claim, DropReason> {
-    let Some(router_index) = local::address_index(scene, Side::Cluster, &headers.dst) else {
+fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, DropReason> {
+    let parsed = &scene.work().parsed;
+    let Some(router_index) = local::address_index(scene, Side::Cluster, &parsed.dst) else {
         return Err(DropReason::ForeignDestination);
     };
-    if headers.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, headers, transport) {
-        return Ok(Claim::Not(Verdict::Local));
+    // A later fragment of no flow goes where its first one went, which no rule claimed either.
+    let follows = parsed.kind == Kind::Absent;
+    if follows || parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, parsed) {
+        return Ok(Some(Verdict::Local));
     }
-    let Some(rule) = rule_for::<F>(scene, key) else {
-        return Ok(Claim::Not(Verdict::Rejected));
+    let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {
+        return Ok(Some(Verdict::Rejected));
     };
-    // Answers to the pod's own pings, and errors about its own packets.
-    if rule.action == Action::Local as u8 || matches!(transport.kind, Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp) {
-        return Ok(Claim::Not(Verdict::Local));
+    // Answers to the pod's own pings, and what no host forwards.
+    if rule.action == Action::Local as u8 || matches!(parsed.kind, Kind::EchoReply | Kind::OtherIcmp) {
+        return Ok(Some(Verdict::Local));
     }
     let work = scene.work();
     work.rule = *rule;
     work.router_index = router_index;
-    Ok(Claim::Translate)
+    Ok(None)
 }
 
 /// The rule for a port, else the fallback.
@@ -110,27 +124,4 @@ fn rule_at<F: Family>(scene: &Scene, protocol: u8, port: Port) -> Option<&'stati
     let key = RuleKey { generation: scene.generation, family: F::VERSION, protocol, pad: 0, port, pad2: 0 };
     // SAFETY: the map is not preallocated: an entry is freed only after every program that may see it has ended.
     unsafe { RULES.get(&key) }
-}
-
-/// Slow path: the destination now, the source at egress.
-#[inline(always)]
-fn translate<F: Family>(
-    packet: &mut Packet,
-    scene: &Scene,
-    headers: &Headers,
-    transport: &Transport,
-    key: &FlowKey,
-    flow: &mut Flow,
-) -> Outcome {
-    flow::touch(scene, key, flow, packet.len(), transport.tcp_flags);
-    let ends = Ends {
-        src: headers.src,
-        dst: flow.to_dst,
-        src_port: transport.src_port,
-        dst_port: flow.to_dst_port,
-    };
-    let mark = flow.mark;
-    packet.rewrite::<F>(scene.config, headers, transport, &ends)?;
-    packet.set_mark(mark);
-    Ok(Verdict::Request)
 }

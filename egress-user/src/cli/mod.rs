@@ -17,7 +17,7 @@ use clap::Parser as _;
 
 use self::args::{Cli, Command};
 use crate::compile::SpecError;
-use crate::spec::Style;
+use crate::spec::{ReadError, Style};
 
 /// A specification is wrong.
 const BAD_SPEC: u8 = 1;
@@ -49,7 +49,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<SpecError>() {
         Some(spec) => {
             eprint!("{}", spec.render(style(std::io::stderr().is_terminal())));
-            ExitCode::from(BAD_SPEC)
+            let unread = matches!(spec, SpecError::Read(ReadError::Io { .. }));
+            ExitCode::from(if unread { SYSTEM } else { BAD_SPEC })
         }
         None => {
             eprintln!("egress-router: {error:#}");

@@ -14,7 +14,7 @@ use super::{DatapathError, Interfaces, PinDir, Tables, object};
 /// Programs loaded, maps pinned.
 pub struct Datapath {
     pins: PinDir,
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
     csum_ipv6: bool,
     fresh: bool,
@@ -210,7 +210,7 @@ impl Datapath {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let missing = DatapathError::Missing { kind: "program", name };
     let Some(program) = ebpf.program_mut(name) else { return Err(missing) };
     program.try_into().map_err(|_wrong_type| missing)

@@ -21,6 +21,7 @@ mod object;
 mod pins;
 mod read;
 mod tables;
+mod test_run;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
@@ -29,3 +30,4 @@ pub use load::{Datapath, Installed, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use tables::{Interface, Interfaces, Settings, Tables};
+pub use test_run::{Arrival, Departure};

@@ -31,6 +31,8 @@ pub struct Interfaces {
     pub external: Interface,
     /// The external addresses that flows come from, in the specification's order; all are among `external.addresses`.
     pub snat: Vec<IpAddr>,
+    /// Link address of the cluster interface.
+    pub cluster_mac: [u8; 6],
 }
 
 /// Settings from the command line.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub ephemeral_ports: (u16, u16),
     /// Idle timeouts in seconds, by class.
     pub timeouts_s: [u32; timeout::CLASSES],
+    /// Whether plain packets are sent past the kernel's stack. Without it the kernel forwards them all.
+    pub redirect: bool,
 }
 
 impl Default for Settings {
@@ -56,6 +60,7 @@ impl Default for Settings {
             local_ports: Vec::new(),
             ephemeral_ports: (32768, 60999),
             timeouts_s: timeout::defaults_s(),
+            redirect: true,
         }
     }
 }
@@ -100,7 +105,7 @@ impl Tables {
             config: Config {
                 cluster_ifindex: interfaces.cluster.index,
                 external_ifindex: interfaces.external.index,
-                flags: config_flag::REDIRECT,
+                flags: if settings.redirect { config_flag::REDIRECT } else { 0 },
                 snat_v4: Slice::default(),
                 snat_v6: Slice::default(),
                 snat_port_first: first,
@@ -109,6 +114,8 @@ impl Tables {
                 local_port_last: settings.ephemeral_ports.1,
                 timeouts_s: settings.timeouts_s,
                 shortest_timeout_s: classes.iter().copied().min().unwrap_or(0),
+                cluster_mac: interfaces.cluster_mac,
+                pad: [0; 2],
                 snat_slots: [0; SOURCES_PER_SIDE as usize],
             },
             rules: entries,
@@ -197,6 +204,7 @@ mod tests {
             cluster: interface("eth0", &["10.128.0.2"]),
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
+            cluster_mac: [0; 6],
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();
         let last_v4 = tables.rules.iter().rev().find(|(family, ..)| *family == 4).unwrap();
@@ -211,7 +219,12 @@ mod tests {
     fn too_many_addresses_are_refused() {
         let many: Vec<String> = (0..257).map(|i| format!("10.0.{}.{}", i / 256, i % 256)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let interfaces = Interfaces { cluster: interface("eth0", &many), external: interface("net1", &[]), snat: vec![] };
+        let interfaces = Interfaces {
+            cluster: interface("eth0", &many),
+            external: interface("net1", &[]),
+            snat: vec![],
+            cluster_mac: [0; 6],
+        };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();
         assert!(error.to_string().contains("eth0 has 257 addresses"), "{error}");
     }

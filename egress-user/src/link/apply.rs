@@ -116,15 +116,25 @@ impl Applied {
 /// Takes the external interface away, with its routes and rules, and restores the settings that `record` lists.
 /// Returns what was done: nothing, the second time.
 ///
+/// When the record is lost, settings stay as they are, but for forwarding, which goes off.
+///
 /// An interface that was adopted stays and loses the addresses that were added to it.
 ///
 /// # Errors
 /// Every step that failed; the others are done.
 pub fn delete(place: &Place, record: &Path) -> Result<Vec<Change>, Vec<LinkError>> {
     let known = Record::load(record).map_err(|error| vec![error])?;
-    let keys: Vec<Sysctl> = known.sysctls.keys().cloned().collect();
+    let forwarding = [Sysctl::ipv4(&place.cluster_interface, "forwarding"), Sysctl::ipv6("all", "forwarding")];
+    let keys: Vec<Sysctl> = known.sysctls.keys().chain(&forwarding).cloned().collect();
     let here = snapshot(&place.router, &keys, None).map_err(|error| vec![error])?;
-    let steps = steps_to_delete(&here, &place.external_interface, &known);
+    let mut steps = steps_to_delete(&here, &place.external_interface, &known);
+    if !record.exists() && steps.iter().any(|step| matches!(step, Change::DeleteLink(_))) {
+        // The record was lost. What forwarding was before is not known, and on it would make an open router of the
+        // pod as soon as the rules are gone.
+        let on = forwarding.into_iter().filter(|key| here.sysctl(key) == Some("1"));
+        let off = on.map(|key| Change::SetSysctl { key, from: Some("1".to_owned()), to: "0".to_owned() });
+        steps.splice(0..0, off);
+    }
     let mut errors: Vec<LinkError> = steps.iter().filter_map(|change| execute_once(place, change)).collect();
     if errors.is_empty() {
         errors.extend(Record::default().save(record).err());

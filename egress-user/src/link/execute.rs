@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::MacVlanMode;
+use rtnetlink::packet_route::link::{LinkAttribute, MacVlanMode, State};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, LinkMacVlan, LinkUnspec, RouteMessageBuilder};
@@ -37,7 +38,8 @@ pub(super) fn execute(place: &Place, change: &Change) -> Result<(), LinkError> {
         }),
         Change::SetUp { interface, up } => on_link(router, interface, async |handle, index| {
             let link = LinkUnspec::new_with_index(index);
-            handle.link().set(if *up { link.up() } else { link.down() }.build()).execute().await
+            handle.link().set(if *up { link.up() } else { link.down() }.build()).execute().await?;
+            if *up { wait_until_operational(&handle, index).await } else { Ok(()) }
         }),
         Change::SetSysctl { key, to, .. } => write_sysctl(router, key, to),
         Change::Probe { interface, addresses } => probe::probe(router, interface, addresses),
@@ -74,6 +76,22 @@ pub(super) fn execute(place: &Place, change: &Change) -> Result<(), LinkError> {
             request(router, async |handle| handle.rule().del(rule_message(rule)).execute().await)
         }
     }
+}
+
+/// IPv6 hears no neighbour solicitation before the kernel has noticed the carrier, which is at once or, when the
+/// interface's index happens to be its master's, within a second. Without a carrier there is nothing to wait for.
+async fn wait_until_operational(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
+    const INTERVAL: Duration = Duration::from_millis(10);
+    for _ in 0..150 {
+        let link = handle.link().get().match_index(index).execute().try_next().await?;
+        let operational =
+            |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::OperState(State::Up | State::Unknown));
+        if link.is_none_or(|link| link.attributes.iter().any(operational)) {
+            break;
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Made in the master's namespace, where the master's name means something, straight into the router's: it is never

@@ -194,7 +194,6 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 mod tests {
     use super::*;
 

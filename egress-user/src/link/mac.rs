@@ -83,7 +83,6 @@ impl TryFrom<String> for Mac {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 mod tests {
     use std::collections::HashSet;
     use std::net::Ipv4Addr;

@@ -9,7 +9,7 @@
 //!              └────────── undo, when the next one fails ──► delete, when the router goes
 //! ```
 //!
-//! * [`plan`] reads both namespaces and compares; it changes nothing. An empty plan means that all is as wanted:
+//! * [`plan()`] reads both namespaces and compares; it changes nothing. An empty plan means that all is as wanted:
 //!   applying twice changes nothing the second time, and whatever somebody changed meanwhile is put right.
 //! * [`prepare`] makes the interface: down, without addresses, silent. The datapath attaches to it now.
 //! * [`Applied::claim`] sets it up, asks the network whether somebody has an address ([`probe()`]), and only then adds
@@ -43,7 +43,6 @@ mod routing;
 mod settings;
 mod sys;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 mod tests;
 
 use serde::Serialize;

@@ -19,7 +19,8 @@ where
 {
     let failed = |source| LinkError::Request { netns: netns.label().to_owned(), source };
     netns.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
         runtime.block_on(async {
             let (connection, handle, _messages) = rtnetlink::new_connection().map_err(failed)?;
             let pump = tokio::spawn(connection);

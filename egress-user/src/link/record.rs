@@ -2,7 +2,8 @@
 //!
 //! Only what the kernel cannot tell by itself: earlier values of settings that the router shares with its namespace,
 //! and which addresses of an adopted interface are ours. Routes and rules need no record, because they have a table
-//! of their own; an interface that we made carries our alias. So a lost record costs a few settings, no more.
+//! of their own; an interface that we made carries our alias. So a lost record costs a few settings, no more, and
+//! leaves forwarding off.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -8,13 +8,17 @@
 //! | `oif net1` | what a program or a socket has bound to the external interface |
 //! | `iif eth0` | requests: whatever is forwarded for clients. The table ends in `unreachable`, so that none of it can fall through to the cluster's own way out, even while net1 is down |
 //! | `from ADDRESS` | what the router's own stack answers from an external address |
-//! | `fwmark MARK iif lo` | ICMPv6 errors about replies, which have no source address yet when they are routed |
+//! | `fwmark MARK iif lo` | ICMPv6 errors about replies, where the kernel routes them before they have a source address |
 //! | `iif lo`, after all others | the pod's own connections, when the cluster gave it no default route |
 //!
 //! Moving the pod's default route instead, as others do, breaks what needs the cluster's: replies to clients that are
 //! not on the pod's routes (other nodes, NodePorts), the pod's own DNS and service traffic, the answers of its own
 //! listeners; and a crash half-way leaves the pod without any. Here nothing is replaced, so there is nothing to
 //! restore.
+//!
+//! The price: the pod's own connections that are bound to no address go by the cluster's default route even to hosts
+//! outside, unless they are on the external subnet. There is no telling a service of the cluster from an external host
+//! by its address, and only the datapath's clients need the external way.
 
 use std::net::IpAddr;
 

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
-use super::diagnostic::{Diagnostic, Problem, Severity};
+use super::diagnostic::{Problem, Severity};
 use super::path::At;
 use super::scalar::Kind;
-use super::source::{Source, Span};
+use super::sink::Sink;
+use super::source::Span;
 use super::tree::{Entry, Node, Value, shorten};
 
 /// Stands for a value that could not be read; the reason is among the diagnostics.
@@ -42,29 +42,34 @@ impl Fields<'_> {
 
 /// Reads a tree.
 pub(super) struct Decoder<'s> {
-    source: &'s Arc<Source>,
-    pub(super) diagnostics: Vec<Diagnostic>,
-    /// Number of errors among the diagnostics.
-    pub(super) errors: usize,
+    sink: Sink<'s>,
     /// Whether errors count as warnings: in parts that are not the user's to write.
     pub(super) lenient: bool,
 }
 
 impl<'s> Decoder<'s> {
-    pub(super) fn new(source: &'s Arc<Source>) -> Self {
-        Self { source, diagnostics: Vec::new(), errors: 0, lenient: false }
+    pub(super) fn new(sink: Sink<'s>) -> Self {
+        Self { sink, lenient: false }
     }
 
     pub(super) fn report(&mut self, problem: Problem, span: &Span, related: Option<Span>) {
         let severity = if self.lenient { Severity::Warning } else { problem.severity };
-        let problem = Problem { severity, ..problem };
-        self.errors += usize::from(problem.severity == Severity::Error);
-        self.diagnostics.push(Diagnostic::new(self.source, problem, span, related));
+        self.sink.report(Problem { severity, ..problem }, span, related);
+    }
+
+    /// Number of errors so far.
+    pub(super) fn errors(&self) -> usize {
+        self.sink.errors()
+    }
+
+    /// What was reported.
+    pub(super) fn finish(self) -> Sink<'s> {
+        self.sink
     }
 
     /// Line of a place, from 1.
     pub(super) fn line(&self, span: &Span) -> usize {
-        self.source.position(span.start).0
+        self.sink.source().position(span.start).0
     }
 
     /// Reports an error at an item.
@@ -291,13 +296,23 @@ pub(super) fn not_a_host(text: &str) -> (&'static str, String) {
     ("is not an IP address", "write an IPv4 or IPv6 address".to_owned())
 }
 
-/// The known name that a wrong one was probably meant to be: equal but for case, or at most two typing errors away.
+/// The known name that a wrong one was probably meant to be: at most two typing errors away, case apart.
 fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let lower = name.to_lowercase();
-    let distance = |candidate: &&&str| edits(&lower, &candidate.to_lowercase());
+    let distance = |candidate: &&&str| {
+        let candidate = candidate.to_lowercase();
+        // Letters in the wrong order are one error, not two.
+        if sorted(&lower) == sorted(&candidate) { usize::from(lower != candidate) } else { edits(&lower, &candidate) }
+    };
     let best = known.iter().min_by_key(distance)?;
     let limit = if name.chars().count() > 4 { 2 } else { 1 };
     (!name.is_empty() && distance(&best) <= limit).then_some(*best)
+}
+
+fn sorted(text: &str) -> Vec<char> {
+    let mut letters: Vec<char> = text.chars().collect();
+    letters.sort_unstable();
+    letters
 }
 
 /// Levenshtein distance; a long text is far from everything.
@@ -332,7 +347,8 @@ mod tests {
         let known = ["redirectRules", "fallbackIP", "ip"];
         assert_eq!(similar("fallbackIp", &known), Some("fallbackIP"));
         assert_eq!(similar("redirectRule", &known), Some("redirectRules"));
-        assert_eq!(similar("pi", &known), None, "two errors in two letters");
+        assert_eq!(similar("pi", &known), Some("ip"), "letters swapped");
+        assert_eq!(similar("xy", &known), None, "two errors in two letters");
         assert_eq!(similar("", &known), None);
         assert_eq!(similar("unrelated", &known), None);
     }

@@ -164,8 +164,7 @@ impl Diagnostic {
             Style::Plain => GraphicalTheme::unicode_nocolor(),
             Style::Color => GraphicalTheme::unicode(),
         };
-        let handler =
-            GraphicalReportHandler::new_themed(theme).with_width(WIDTH).with_links(false).with_primary_span_start();
+        let handler = GraphicalReportHandler::new_themed(theme).with_width(WIDTH).with_links(false);
         let mut out = String::new();
         match handler.render_report(&mut out, &Report(self)) {
             Ok(()) => out,

@@ -37,9 +37,9 @@ pub(super) fn document<'a>(
     found: &mut dyn FnMut(&mut Decoder<'_>, &Item<'_>, Draft),
 ) {
     let Some((kind, api_version)) = list_kind(item) else {
-        let errors = decoder.errors;
+        let errors = decoder.errors();
         if let Ok(draft) = router(decoder, item) {
-            let draft = Draft { sound: decoder.errors == errors, ..draft };
+            let draft = Draft { sound: decoder.errors() == errors, ..draft };
             found(decoder, item, draft);
         }
         return;

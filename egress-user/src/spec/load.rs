@@ -112,8 +112,8 @@ pub fn load_reader(path: &Path, reader: impl Read) -> Result<Loaded, ReadError> 
 pub fn load_str(name: &str, text: &str) -> Loaded {
     let source = Arc::new(Source::new(name, text));
     let parsed = parse::parse(&source);
-    let empty = parsed.documents.is_empty() && parsed.diagnostics.is_empty();
-    let mut loader = Loader { decoder: Decoder::new(&source), routers: Vec::new(), seen: HashMap::new() };
+    let empty = parsed.documents.is_empty() && parsed.sink.is_empty();
+    let mut loader = Loader { decoder: Decoder::new(parsed.sink), routers: Vec::new(), seen: HashMap::new() };
     if empty {
         let problem = Problem::error(FieldPath::root(), format!("there is no {} here", super::KIND));
         let help = format!("write one: apiVersion: {}, kind: {}, ...", super::API_VERSION, super::KIND);
@@ -122,9 +122,7 @@ pub fn load_str(name: &str, text: &str) -> Loaded {
     for document in &parsed.documents {
         loader.document(document);
     }
-    let mut diagnostics = parsed.diagnostics;
-    diagnostics.append(&mut loader.decoder.diagnostics);
-    diagnostics.sort_by_key(Diagnostic::offset);
+    let diagnostics = loader.decoder.finish().finish();
     Loaded { source: Arc::clone(&source), routers: loader.routers, diagnostics }
 }
 

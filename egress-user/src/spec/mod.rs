@@ -21,9 +21,13 @@ mod names;
 mod parse;
 mod path;
 mod scalar;
+mod sink;
 mod source;
 mod tree;
 mod types;
+
+#[cfg(test)]
+mod tests;
 
 pub use check::{ValidRouter, validate};
 pub use diagnostic::{Diagnostic, Problem, Related, Severity, Style, summary};

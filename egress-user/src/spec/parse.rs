@@ -1,24 +1,25 @@
 //! Builds the [tree](super::tree) of each document from the parser's events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
-use super::diagnostic::{Diagnostic, Problem};
+use super::diagnostic::Problem;
 use super::path::FieldPath;
 use super::scalar::{self, Kind};
+use super::sink::Sink;
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_NODES, Node, Value};
 
 /// What a text holds.
-#[derive(Debug, Default)]
-pub(super) struct Parsed {
+#[derive(Debug)]
+pub(super) struct Parsed<'s> {
     /// The documents that could be read to their end, in order; empty ones are left out.
     pub(super) documents: Vec<Document>,
     /// What is wrong with the text itself.
-    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) sink: Sink<'s>,
 }
 
 /// One document.
@@ -30,7 +31,7 @@ pub(super) struct Document {
 }
 
 /// Reads every document, going on after a broken one.
-pub(super) fn parse(source: &Arc<Source>) -> Parsed {
+pub(super) fn parse(source: &Arc<Source>) -> Parsed<'_> {
     let options = granit_parser::options! {
         emit_comments: false,
         flow_nesting_limit: MAX_DEPTH,
@@ -72,7 +73,14 @@ struct Open {
 
 enum Items {
     List(Vec<Rc<Node>>),
-    Map { entries: Vec<Entry>, index: HashMap<String, usize>, key: Slot },
+    Map {
+        entries: Vec<Entry>,
+        /// Place of each name among the entries.
+        index: HashMap<String, usize>,
+        /// The entries of [`MERGE`] keys.
+        merges: Vec<Entry>,
+        key: Slot,
+    },
 }
 
 /// What a mapping waits for.
@@ -97,12 +105,12 @@ enum Refusal {
 
 impl Items {
     fn place(&mut self, node: &Rc<Node>, plain: bool) -> Option<Refusal> {
-        let (entries, index, slot) = match self {
+        let (entries, index, merges, slot) = match self {
             Self::List(items) => {
                 items.push(Rc::clone(node));
                 return None;
             }
-            Self::Map { entries, index, key } => (entries, index, key),
+            Self::Map { entries, index, merges, key } => (entries, index, merges, key),
         };
         match std::mem::replace(slot, Slot::Key) {
             Slot::Refused => None,
@@ -117,8 +125,12 @@ impl Items {
                 }
             },
             Slot::Value { key, span, plain } => {
-                let first = index.get(&key).and_then(|first| entries.get(*first));
-                if let Some(first) = first.filter(|_| !(plain && key == MERGE)) {
+                // In quotes, it is a name like any other.
+                if plain && key == MERGE {
+                    merges.push(Entry { key, key_span: span, value: Rc::clone(node) });
+                    return None;
+                }
+                if let Some(first) = index.get(&key).and_then(|first| entries.get(*first)) {
                     return Some(Refusal::Duplicate { first: first.key_span.clone(), key, span });
                 }
                 index.insert(key.clone(), entries.len());
@@ -135,12 +147,22 @@ struct Builder<'s> {
     anchors: HashMap<usize, Rc<Node>>,
     root: Option<Rc<Node>>,
     sound: bool,
-    parsed: Parsed,
+    /// Fields that merge keys brought in so far, in this document.
+    merged: usize,
+    parsed: Parsed<'s>,
 }
 
 impl<'s> Builder<'s> {
     fn new(source: &'s Arc<Source>) -> Self {
-        Self { source, stack: Vec::new(), anchors: HashMap::new(), root: None, sound: true, parsed: Parsed::default() }
+        Self {
+            source,
+            stack: Vec::new(),
+            anchors: HashMap::new(),
+            root: None,
+            sound: true,
+            merged: 0,
+            parsed: Parsed { documents: Vec::new(), sink: Sink::new(source) },
+        }
     }
 
     fn take(&mut self, event: Event<'_>, span: &Span) {
@@ -156,7 +178,8 @@ impl<'s> Builder<'s> {
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.collection_tag(tag.as_deref(), "map", span);
-                let items = Items::Map { entries: Vec::new(), index: HashMap::new(), key: Slot::Key };
+                let items =
+                    Items::Map { entries: Vec::new(), index: HashMap::new(), merges: Vec::new(), key: Slot::Key };
                 self.open(anchor, span.start, items);
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(span),
@@ -170,6 +193,7 @@ impl<'s> Builder<'s> {
         self.anchors.clear();
         self.root = None;
         self.sound = true;
+        self.merged = 0;
     }
 
     fn finish(&mut self) {
@@ -218,7 +242,7 @@ impl<'s> Builder<'s> {
         let Some(open) = self.stack.pop() else { return };
         let value = match open.items {
             Items::List(items) => Value::List(items),
-            Items::Map { entries, .. } => Value::Map(self.merge(entries)),
+            Items::Map { entries, merges, .. } => Value::Map(self.merge(entries, merges)),
         };
         // A block collection ends where the next thing begins; its last child says where its own text ends.
         let end = if span.is_empty() {
@@ -295,33 +319,43 @@ impl<'s> Builder<'s> {
             .help("keep one of the two")
             .related(path, "first here");
         self.sound = false;
-        self.parsed.diagnostics.push(Diagnostic::new(self.source, problem, span, Some(first)));
+        self.parsed.sink.report(problem, span, Some(first));
     }
 
     /// Adds the fields that a merge key (`<<: *defaults`, YAML 1.1) brings in; a mapping's own fields win.
-    fn merge(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
-        if !entries.iter().any(|entry| entry.key == MERGE) {
-            return entries;
+    fn merge(&mut self, mut own: Vec<Entry>, merges: Vec<Entry>) -> Vec<Entry> {
+        if merges.is_empty() {
+            return own;
         }
-        let (merges, mut own): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.key == MERGE);
+        let mut names: HashSet<String> = own.iter().map(|entry| entry.key.clone()).collect();
         for merge in merges {
             let parts = match &merge.value.value {
-                Value::List(parts) => parts.clone(),
-                Value::Map(_) | Value::Scalar { .. } => vec![Rc::clone(&merge.value)],
+                Value::List(parts) => parts.as_slice(),
+                Value::Map(_) | Value::Scalar { .. } => std::slice::from_ref(&merge.value),
             };
             for part in parts {
-                let Value::Map(fields) = &part.value else {
-                    let message = format!("a merge key (<<) takes a mapping, not {}", part.describe());
-                    let problem = Problem::error(self.path().field(MERGE), message);
-                    self.report(problem, &merge.key_span);
-                    continue;
-                };
-                let new: Vec<_> =
-                    fields.iter().filter(|field| own.iter().all(|entry| entry.key != field.key)).cloned().collect();
-                own.extend(new);
+                match self.merge_fields(part) {
+                    Ok(fields) => own.extend(fields.iter().filter(|field| names.insert(field.key.clone())).cloned()),
+                    Err(problem) => self.report(problem, &merge.key_span),
+                }
             }
         }
         own
+    }
+
+    /// The fields that a merge key brings in, or why it cannot.
+    fn merge_fields<'n>(&mut self, part: &'n Node) -> Result<&'n [Entry], Problem> {
+        let field = self.path().field(MERGE);
+        let Value::Map(fields) = &part.value else {
+            return Err(Problem::error(field, format!("a merge key (<<) takes a mapping, not {}", part.describe())));
+        };
+        // Merged fields are copies, and a merged mapping can be merged again: the text does not bound their number.
+        self.merged = self.merged.saturating_add(fields.len());
+        if self.merged > MAX_MERGED {
+            let message = format!("merge keys bring in more than {MAX_MERGED} fields");
+            return Err(Problem::error(field, message).help("write the fields out"));
+        }
+        Ok(fields)
     }
 
     /// Path of the value that comes next.
@@ -335,9 +369,11 @@ impl<'s> Builder<'s> {
 
     fn report(&mut self, problem: Problem, span: &Span) {
         self.sound = false;
-        self.parsed.diagnostics.push(Diagnostic::new(self.source, problem, span, None));
+        self.parsed.sink.report(problem, span, None);
     }
 }
 
+/// Fields that the merge keys of one document may bring in.
+const MAX_MERGED: usize = 100_000;
 /// Name of the field that stands for another mapping's fields.
 const MERGE: &str = "<<";

@@ -106,7 +106,10 @@ impl SourceCode for Source {
         let from = first.saturating_sub(context_lines_before);
         let to = last.saturating_add(context_lines_after).min(self.lines.len() - 1);
         let long = (from..=to).any(|line| self.line_end(line) - self.line_start(line) > LONG_LINE);
-        let (line, start, stop) = if long {
+        let (line, start, stop) = if context_lines_before == 0 && context_lines_after == 0 {
+            // The caller wants the place of the span, not lines to show.
+            (first, self.floor(span.offset()), end)
+        } else if long {
             let start = self.floor(span.offset().saturating_sub(WINDOW)).max(self.line_start(first));
             (first, start, self.floor(end + WINDOW).min(self.line_end(last)).max(end))
         } else {
@@ -157,6 +160,8 @@ mod tests {
         let contents = source.read_span(&SourceSpan::new(506.into(), 1), 1, 1).expect("in bounds");
         assert_eq!(contents.data().len(), 2 * WINDOW + 1);
         assert_eq!((contents.line(), contents.column()), (1, 500 - WINDOW));
+        let place = source.read_span(&SourceSpan::new(506.into(), 1), 0, 0).expect("in bounds");
+        assert_eq!((place.data(), place.line(), place.column()), (&b"X"[..], 1, 500));
         assert!(source.read_span(&SourceSpan::new(5000.into(), 1), 1, 1).is_err());
     }
 }

@@ -229,6 +229,8 @@ fn delete_needs_no_record_to_remove_link_rules_and_routes() {
     std::fs::remove_file(lab.record()).unwrap();
     delete(&lab.place(), &lab.record()).unwrap();
     let after = lab.state();
+    assert_eq!(lab.router.sysctl("net/ipv4/conf/eth0/forwarding"), "0", "no open router");
+    assert_eq!(lab.router.sysctl("net/ipv6/conf/all/forwarding"), "0", "no open router");
     assert_eq!((after.interfaces, after.routes, after.rules), (before.interfaces, before.routes, before.rules));
 }
 

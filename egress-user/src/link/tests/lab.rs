@@ -114,8 +114,10 @@ impl Lab {
             // Addresses of the lab itself need no duplicate detection, which would only cost time.
             namespace.set_sysctl("net/ipv6/conf/default/accept_dad", "0");
         }
-        client.ip(&format!("link add c0 type veth peer name eth0 netns {}", router.name));
-        host.ip(&format!("link add up0 type veth peer name s0 address {OUTSIDE_MAC} netns {}", outside.name));
+        // Indexes that differ from the peers': the kernel takes up to a second to notice the carrier of an interface
+        // whose peer has the same, and hears no IPv6 multicast until then.
+        client.ip(&format!("link add c0 index 10 type veth peer name eth0 netns {}", router.name));
+        host.ip(&format!("link add up0 index 10 type veth peer name s0 address {OUTSIDE_MAC} netns {}", outside.name));
         client.ip("address add 10.128.0.1/24 dev c0");
         client.ip("address add fd00:128::1/64 dev c0 nodad");
         client.ip("link set c0 up");

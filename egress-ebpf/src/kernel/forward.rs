@@ -1,0 +1,59 @@
+//! Send a translated packet on: past the kernel's stack where nothing speaks against it, else through it.
+
+use egress_ebpf::contract::{Config, Direction, Flow, HopKind, Mark, config_flag};
+use egress_ebpf::verdict::Verdict;
+
+use super::family::Family;
+use super::packet::{Ends, Hop, Packet};
+use super::parsed::Parsed;
+use super::{Outcome, Scene};
+
+/// Translates a packet by its flow and sends it on.
+///
+/// Fast: both ends are rewritten here and the packet is redirected to the flow's next hop. Slow: the destination is
+/// rewritten here and the source at egress, from the mark; in between the kernel routes, fragments, and answers with ICMP
+/// errors, all of which it does better than we could.
+#[inline(always)]
+pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow, direction: Direction) -> Outcome {
+    let ifindex = match direction {
+        Direction::Request => scene.config.external_ifindex,
+        Direction::Reply => scene.config.cluster_ifindex,
+    };
+    let parsed = &scene.work().parsed;
+    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(ifindex) {
+        let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
+        let mark = Mark(flow.mark);
+        packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
+        packet.set_mark(mark);
+        return Ok(match direction {
+            Direction::Request => Verdict::Request,
+            Direction::Reply => Verdict::Reply,
+        });
+    }
+    let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
+    packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
+    packet.set_mark(Mark::DONE);
+    if flow.hop_kind == HopKind::Link as u8 {
+        let [m0, m1, m2, m3, m4, m5, ..] = bytemuck::cast::<_, [u8; 16]>(flow.hop);
+        packet.redirect_to_link(ifindex, [m0, m1, m2, m3, m4, m5], scene.config.cluster_mac)?;
+    } else {
+        packet.redirect_to_neighbour::<F>(ifindex, &flow.hop)?;
+    }
+    Ok(match direction {
+        Direction::Request => Verdict::RequestRedirected,
+        Direction::Reply => Verdict::ReplyRedirected,
+    })
+}
+
+#[inline(always)]
+fn may_redirect<F: Family>(config: &Config, parsed: &Parsed, flow: &Flow, direction: Direction) -> bool {
+    // The kernel resolves the destination's neighbour for a flow's first request, and tells the client if there is none. A
+    // client that no route leads back to has no such luck: the kernel might drop its packet for that alone.
+    let routed = flow.return_kind != HopKind::Link as u8;
+    let first = matches!(direction, Direction::Request) && flow.packets <= 1 && routed;
+    config.flags & config_flag::REDIRECT != 0
+        && flow.hop_kind != HopKind::Kernel as u8
+        && parsed.is_plain::<F>()
+        && parsed.ttl > 1
+        && !first
+}

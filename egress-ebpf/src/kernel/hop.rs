@@ -1,0 +1,71 @@
+//! Where a flow's packets go next.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as Route,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_skb_load_bytes};
+use egress_ebpf::addr::Addr;
+use egress_ebpf::contract::{Flow, HopKind};
+
+use super::family::{Family, V4, V6};
+use super::size;
+
+/// The next hop out of `ifindex` by the routing table. Where there is none, one that was learned from the wire is kept.
+#[inline(always)]
+pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
+    match neighbour(ctx, ifindex, &flow.to_src, &flow.to_dst) {
+        Some(neighbour) => {
+            flow.hop = neighbour;
+            flow.hop_kind = HopKind::Neighbour as u8;
+        }
+        None if flow.hop_kind == HopKind::Neighbour as u8 => flow.hop_kind = HopKind::Kernel as u8,
+        None => {}
+    }
+}
+
+/// The next hop back to the client whose request `ctx` is: by the routing table, else to where the request came from.
+#[inline(always)]
+pub(crate) fn refresh_return(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
+    if let Some(neighbour) = neighbour(ctx, ifindex, &flow.to_src, &flow.to_dst) {
+        flow.hop = neighbour;
+        flow.hop_kind = HopKind::Neighbour as u8;
+        return;
+    }
+    let mut bytes = [0_u8; 16];
+    // SAFETY: the context is valid; the helper writes six bytes into a buffer of sixteen. Offset 6 is the link source.
+    if unsafe { bpf_skb_load_bytes(ctx.cast(), 6, bytes.as_mut_ptr().cast(), 6) } == 0 {
+        flow.hop = bytemuck::cast(bytes);
+        flow.hop_kind = HopKind::Link as u8;
+    }
+}
+
+#[inline(always)]
+fn neighbour(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Option<Addr> {
+    // SAFETY: every field is a number or an array of numbers.
+    let mut route: Route = unsafe { core::mem::zeroed() };
+    route.ifindex = ifindex;
+    let family = if dst.is_v4() { V4::ADDRESS_FAMILY } else { V6::ADDRESS_FAMILY };
+    route.family = family;
+    if dst.is_v4() {
+        route.__bindgen_anon_3.ipv4_src = src.v4_word();
+        route.__bindgen_anon_4.ipv4_dst = dst.v4_word();
+    } else {
+        route.__bindgen_anon_3.ipv6_src = src.words();
+        route.__bindgen_anon_4.ipv6_dst = dst.words();
+    }
+    let size = size::<Route>().cast_signed();
+    // SAFETY: the context is valid, `route` lives on the stack, and its size goes with it.
+    let answer = unsafe { bpf_fib_lookup(ctx.cast(), &raw mut route, size, BPF_FIB_LOOKUP_OUTPUT) };
+    // An unresolved neighbour is one all the same: the kernel resolves it when the packet is sent.
+    let found = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+    if !found || route.ifindex != ifindex || route.family != family {
+        return None;
+    }
+    Some(if dst.is_v4() {
+        // SAFETY: the family says which field holds the next hop.
+        Addr::from_v4_word(unsafe { route.__bindgen_anon_4.ipv4_dst })
+    } else {
+        // SAFETY: as above.
+        Addr::from_v6_words(unsafe { route.__bindgen_anon_4.ipv6_dst })
+    })
+}
