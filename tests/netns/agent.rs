@@ -10,6 +10,7 @@ use egress_lab::address::{Host, ROUTER, SERVER_1, SERVER_2, SNAT, client, extern
 use egress_lab::endpoint::any_port;
 use egress_lab::router::Router;
 use egress_lab::udp::{self, PacedStream, UdpClient, UdpServer};
+use egress_lab::wait::wait_for;
 use egress_lab::{Family, Lab, Netns, Options, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -19,7 +20,10 @@ use crate::system::{System, apply, assert_same, command, delete, run};
 
 fn servers(lab: &Lab) -> [UdpServer; 2] {
     Family::ALL.map(|family| {
-        UdpServer::start(lab.server(SERVER_1).unwrap(), SocketAddr::new(SERVER_1.ip(family), 7000)).unwrap()
+        let address = SocketAddr::new(SERVER_1.ip(family), 7000);
+        // A process that another test is just starting may hold a copy of an earlier server's socket for a moment.
+        wait_for("the port to be free", WITHIN, || UdpServer::start(lab.server(SERVER_1).unwrap(), address).ok())
+            .unwrap()
     })
 }
 

@@ -79,7 +79,7 @@ fn a_bad_specification_is_refused_in_its_place() {
     router.launch().unwrap();
     assert_eq!(router.wait().unwrap().code(), Some(1));
     fs::remove_file(router.spec()).unwrap();
-    apply(&router).assert_refused(1, &["egress-router.yaml", "No such file"]);
+    apply(&router).assert_refused(3, &["egress-router.yaml", "No such file"]);
     assert_same(&before, &System::of(&lab, &router), "without a specification");
 }
 

@@ -103,8 +103,14 @@ fn objects(lines: &mut BTreeSet<String>, what: &str, json: &str) {
     if json.trim().is_empty() {
         return;
     }
-    let value: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{what}: {error}: {json}"));
-    for object in value.as_array().unwrap() {
+    let mut value: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{what}: {error}: {json}"));
+    for object in value.as_array_mut().unwrap() {
+        // The kernel's own subnet-router anycast comes and goes with its timers, not with what is configured.
+        if object["type"] == "anycast" {
+            continue;
+        }
+        // Up while somebody listens, as an announcement or a probe does.
+        object.as_object_mut().unwrap().remove("allmulti");
         lines.insert(format!("{what} {object}"));
     }
 }

@@ -123,6 +123,7 @@ impl Router {
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, AgentError> {
         self.lock()?;
         let plan = self.plan(desired)?;
+        self.probe_early(&plan)?;
         // Pins that somebody took away took the programs along: only a new datapath can help.
         let kept = self.datapath.take().filter(Datapath::is_pinned);
         let was_running = kept.is_some();
@@ -153,10 +154,33 @@ impl Router {
                 Ok(applied)
             }
             Err(failed) => {
-                let not_undone = link.undo().err().unwrap_or_default();
-                Err(self.take_back(datapath, not_undone.into_iter().map(AgentError::from).collect(), before, failed))
+                // No packet by the new tables while the link becomes again what it was.
+                let held = match &before {
+                    Before::Nothing => Ok(()),
+                    Before::Running => datapath.restore(),
+                    Before::Suspended(_) => datapath.suspend().map(drop),
+                };
+                let mut not_undone: Vec<AgentError> = held.err().into_iter().map(AgentError::from).collect();
+                not_undone.extend(link.undo().err().unwrap_or_default().into_iter().map(AgentError::from));
+                Err(self.take_back(datapath, not_undone, before, failed))
             }
         }
+    }
+
+    /// Asks the network about new addresses of an interface that works already, before new tables make flows come from
+    /// them. (One that is made or set up has no routes until it has claimed its addresses, so nothing leaves by it.)
+    fn probe_early(&self, plan: &link::Plan) -> Result<(), AgentError> {
+        let quiet =
+            |change: &Change| matches!(change, Change::CreateLink(_) | Change::DeleteLink(_) | Change::SetUp { .. });
+        if plan.changes().any(quiet) {
+            return Ok(());
+        }
+        for change in plan.changes() {
+            if let Change::Probe { interface, addresses } = change {
+                link::probe(&self.setup.place.router, interface, addresses)?;
+            }
+        }
+        Ok(())
     }
 
     fn lock(&mut self) -> Result<(), AgentError> {
