@@ -17,12 +17,14 @@
 //! | [`ports`] | which source port does a flow get? |
 //! | [`tcp`] | in which state is a connection? |
 //! | [`timeout`] | how long may a flow be idle? |
+//! | [`source`] | which packets does the benchmark send? |
 #![no_std]
 
 pub mod addr;
 pub mod checksum;
 pub mod contract;
 pub mod ports;
+pub mod source;
 pub mod tcp;
 pub mod timeout;
 pub mod verdict;
