@@ -14,8 +14,10 @@
 //! | [`contract`] | which maps are there, with which keys and values? |
 //! | [`verdict`] | what may become of a packet, and why was it dropped? |
 //! | [`checksum`] | how does a checksum follow a change? |
+//! | [`crc32c`] | how does SCTP's checksum follow a change? |
 //! | [`ports`] | which source port does a flow get? |
 //! | [`tcp`] | in which state is a connection? |
+//! | [`sctp`] | and in which an association? |
 //! | [`timeout`] | how long may a flow be idle? |
 //! | [`source`] | which packets does the benchmark send? |
 #![no_std]
@@ -23,7 +25,9 @@
 pub mod addr;
 pub mod checksum;
 pub mod contract;
+pub mod crc32c;
 pub mod ports;
+pub mod sctp;
 pub mod source;
 pub mod tcp;
 pub mod timeout;

@@ -12,6 +12,10 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the program macro wraps each function in a public one of its own")]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a map key handed over by value is copied to the stack, which has 512 bytes"
+)]
 
 mod kernel;
 
@@ -24,25 +28,25 @@ use kernel::{egress, reply, request, run};
 /// Requests arrive.
 #[classifier]
 pub fn cluster_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ClusterIngress, |packet, scene| request::ingress(packet, scene))
+    run(ctx, Hook::ClusterIngress, request::ingress)
 }
 
 /// Slow-path replies and the pod's own packets leave.
 #[classifier]
 pub fn cluster_egress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ClusterEgress, |packet, scene| egress::cluster(packet, scene))
+    run(ctx, Hook::ClusterEgress, egress::cluster)
 }
 
 /// Replies arrive.
 #[classifier]
 pub fn external_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ExternalIngress, |packet, scene| reply::ingress(packet, scene))
+    run(ctx, Hook::ExternalIngress, reply::ingress)
 }
 
 /// Slow-path requests and the pod's own packets leave.
 #[classifier]
 pub fn external_egress(ctx: TcContext) -> i32 {
-    run(ctx, Hook::ExternalEgress, |packet, scene| egress::external(packet, scene))
+    run(ctx, Hook::ExternalEgress, egress::external)
 }
 
 /// Answers, as its verdict, whether the kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace`: 1 yes, 0 no. Run once by the

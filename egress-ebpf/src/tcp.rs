@@ -87,12 +87,13 @@ pub const fn class(request: u8, reply: u8) -> Class {
     if request & seen::DATA == 0 { Class::TcpSynRecv } else { Class::TcpEstablished }
 }
 
-/// Whether a SYN (without ACK) of the requesting side starts the flow anew instead of belonging to it: a client reuses its
+/// Whether a SYN (without ACK) of the requesting side starts a flow in this state anew instead of belonging to it: a client reuses its
 /// port right after the old connection has closed (RFC 9293 section 3.6.1; conntrack reopens in the same states).
 #[inline(always)]
-pub const fn reopens(flags: u8, request: u8, reply: u8) -> bool {
-    let opening = flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN;
-    opening && matches!(class(request, reply), Class::TcpTimeWait | Class::TcpClose)
+pub const fn reopens(flags: u8, state: Class) -> bool {
+    opens(flags)
+        && flags & flag::FIN == 0
+        && matches!(state, Class::TcpTimeWait | Class::TcpClose | Class::SctpClosed | Class::SctpShutdown)
 }
 
 /// Whether these header flags try to open a connection.
@@ -176,10 +177,10 @@ mod tests {
     fn a_syn_reopens_what_has_closed_and_nothing_else() {
         let closed = seen::ANY | seen::SYN | seen::DATA | seen::FIN;
         let live = seen::ANY | seen::SYN | seen::DATA;
-        assert!(reopens(SYN, closed, closed));
-        assert!(reopens(SYN, live, live | seen::RST));
-        assert!(!reopens(SYN, live, live), "a stray SYN must not end a live connection");
-        assert!(!reopens(SYN, closed, live), "a half-closed connection is live");
-        assert!(!reopens(SYN | ACK, closed, closed));
+        assert!(reopens(SYN, class(closed, closed)));
+        assert!(reopens(SYN, class(live, live | seen::RST)));
+        assert!(!reopens(SYN, class(live, live)), "a stray SYN must not end a live connection");
+        assert!(!reopens(SYN, class(closed, live)), "a half-closed connection is live");
+        assert!(!reopens(SYN | ACK, class(closed, closed)));
     }
 }

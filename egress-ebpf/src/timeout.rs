@@ -5,6 +5,7 @@
 //! expires, whether anybody sweeps it or not.
 
 use crate::contract::Flow;
+use crate::sctp;
 use crate::tcp::{self, seen};
 
 /// IP protocol numbers that the datapath tells apart.
@@ -55,11 +56,15 @@ pub enum Class {
     SctpEstablished = 11,
     /// Anything else.
     Generic = 12,
+    /// An SCTP association that is shutting down.
+    SctpShutdown = 13,
+    /// An SCTP association that has ended.
+    SctpClosed = 14,
 }
 
 impl Class {
     /// All classes, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::TcpSynSent,
         Self::TcpSynRecv,
         Self::TcpEstablished,
@@ -73,6 +78,8 @@ impl Class {
         Self::SctpOpening,
         Self::SctpEstablished,
         Self::Generic,
+        Self::SctpShutdown,
+        Self::SctpClosed,
     ];
 
     /// Name, as the command line shows and takes it.
@@ -91,6 +98,8 @@ impl Class {
             Self::SctpOpening => "sctp-opening",
             Self::SctpEstablished => "sctp-established",
             Self::Generic => "generic",
+            Self::SctpShutdown => "sctp-shutdown",
+            Self::SctpClosed => "sctp-closed",
         }
     }
 
@@ -100,10 +109,10 @@ impl Class {
             Self::TcpSynSent | Self::TcpFinWait | Self::TcpTimeWait => 120,
             Self::TcpSynRecv | Self::TcpCloseWait => 60,
             Self::TcpEstablished => 5 * 24 * 3600,
-            Self::TcpClose => 10,
+            Self::TcpClose | Self::SctpClosed => 10,
             Self::Udp | Self::Icmp => 30,
             Self::UdpStream => 120,
-            Self::SctpOpening => 3,
+            Self::SctpOpening | Self::SctpShutdown => 3,
             Self::SctpEstablished => 210,
             Self::Generic => 600,
         }
@@ -139,13 +148,7 @@ pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
             }
         }
         protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
-        protocol::SCTP => {
-            if reply & seen::ANY != 0 {
-                Class::SctpEstablished
-            } else {
-                Class::SctpOpening
-            }
-        }
+        protocol::SCTP => sctp::class(request, reply),
         _ => Class::Generic,
     }
 }

@@ -110,12 +110,19 @@ dense! {
         IcmpUnmatched = "icmp_unmatched",
         /// More extension headers than the router walks, or one that it must not forward.
         ExtensionHeader = "extension_header",
+        /// The packet's checksum covers bytes that are not in it: a fragment of an SCTP packet whose port changes.
+        ChecksumElsewhere = "checksum_elsewhere",
         /// A kernel call failed that should not have.
         KernelCall = "kernel_call",
         /// The datapath is attached but not configured yet.
         Unconfigured = "unconfigured",
     }
 }
+
+/// How many hooks there are.
+pub const HOOKS: u32 = 4;
+
+const _: () = assert!(Hook::ALL.len() == HOOKS as usize);
 
 /// Outcomes of one hook: verdicts first, drop reasons after them.
 pub const OUTCOMES_PER_HOOK: u32 = 32;

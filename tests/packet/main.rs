@@ -1,20 +1,31 @@
 //! Packet tests: the real programs, run on built packets.
+//!
+//! | module | what it shows |
+//! |---|---|
+//! | [`frame`], [`rig`] | how: a builder of frames, and the real object with its real maps in a namespace of its own |
+//! | [`golden`] | translation, byte by byte, there and back |
+//! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
+//! | [`ports`] | which source port a flow gets |
+//! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
+//! | [`fragments`] | packets in fragments |
+//! | [`malformed`] | packets that are not what they say |
+//! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
+//! | [`scale`] | every port a rule |
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
+#![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
 
-use std::path::Path;
-
-use egress_user::datapath::{Datapath, PinDir};
+mod fragments;
+mod frame;
+mod golden;
+mod life;
+mod malformed;
+mod ports;
+mod rig;
+mod safety;
+mod scale;
+mod verdicts;
 
 #[test]
 fn the_kernel_loads_every_program() {
-    let pins = PinDir::new(Path::new("/sys/fs/bpf/egress-test"), u64::from(std::process::id()));
-    let loaded = Datapath::load(pins.clone(), 1024);
-    if let Err(error) = &loaded {
-        let mut cause: Option<&dyn std::error::Error> = Some(error);
-        while let Some(this) = cause {
-            eprintln!("{this}");
-            cause = this.source();
-        }
-    }
-    pins.remove().unwrap();
-    loaded.map(|_| ()).unwrap();
+    rig::bare(|_rig| ());
 }

@@ -27,6 +27,7 @@
 //! | [`source`] | packets by the million, and what each costs |
 //! | [`bpf`] | time of programs, memory of tables |
 //! | [`processor`] | a processor of one's own, and the time spent on it |
+//! | [`sandbox`] | a program as on a kernel that lacks something |
 //! | [`interrupt`] | staying until Ctrl-C |
 //!
 //! Invariants: no fixed name on the system, so labs run side by side; nothing sleeps to wait for another; every wait has
@@ -50,6 +51,7 @@ pub mod pcap;
 pub mod probe;
 pub mod processor;
 pub mod router;
+pub mod sandbox;
 pub mod source;
 mod sys;
 pub mod tcp;

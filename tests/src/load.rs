@@ -6,6 +6,8 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,8 @@ use crate::processor::Core;
 
 /// How long one answer may take before the load has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often a UDP server looks whether it should end.
+const PATROL: Duration = Duration::from_millis(50);
 /// Bytes of a write or a read of a stream.
 const CHUNK_BYTES: usize = 128 << 10;
 /// What is asked and answered.
@@ -111,7 +115,7 @@ fn take(mut stream: TcpStream) -> io::Result<()> {
 /// A UDP server that sends every datagram back, its thread holding a processor. It ends when dropped.
 #[derive(Debug)]
 pub struct Echo {
-    socket: UdpSocket,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -122,7 +126,10 @@ impl Echo {
     /// When the address is not the namespace's own, or taken.
     pub fn start(netns: &Netns, address: SocketAddr, core: Core) -> Result<Self> {
         let socket = netns.run(|| UdpSocket::bind(address)).with_context(|| format!("listen on {address}/UDP"))?;
-        let theirs = socket.try_clone().context("share the socket")?;
+        // Shutting the socket down would wake the thread as well, but std takes the empty answer for an address.
+        socket.set_read_timeout(Some(PATROL)).context("limit the wait")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stops = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("load {address}/UDP"))
             .spawn(move || {
@@ -131,20 +138,19 @@ impl Echo {
                     return;
                 }
                 let mut buffer = [0; 64];
-                // Nothing and no error is what a socket gives that was shut down.
-                while let Ok((length @ 1.., from)) = theirs.recv_from(&mut buffer) {
-                    let _ = theirs.send_to(buffer.get(..length).unwrap_or_default(), from);
+                while !stops.load(Ordering::Acquire) {
+                    let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                    let _ = socket.send_to(buffer.get(..length).unwrap_or_default(), from);
                 }
             })
             .context("start a server's thread")?;
-        Ok(Self { socket, thread: Some(thread) })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Echo {
     fn drop(&mut self) {
-        // ENOTCONN, and yet the thread wakes.
-        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -2,7 +2,7 @@
 //!
 //! Written apart from the datapath's own parser and checksums, which it is here to check.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Protocol numbers (IANA).
 pub mod protocol {
@@ -18,6 +18,8 @@ pub mod protocol {
 
 /// Length of an Ethernet header, bytes.
 const ETHERNET: usize = 14;
+/// Length of a UDP header, bytes.
+const UDP_HEADER: usize = 8;
 
 /// A frame by its Ethernet type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,12 @@ impl Packet<'_> {
         if known { Some((u16_at(self.payload, 0)?, u16_at(self.payload, 2)?)) } else { None }
     }
 
+    /// The checksum field of a UDP header.
+    pub fn udp_checksum(&self) -> Option<u16> {
+        let known = self.protocol == protocol::UDP && !self.fragment;
+        if known { u16_at(self.payload, 6) } else { None }
+    }
+
     /// Type and code of ICMP and ICMPv6.
     pub fn icmp(&self) -> Option<(u8, u8)> {
         let known = matches!(self.protocol, protocol::ICMP | protocol::ICMPV6);
@@ -97,6 +105,33 @@ impl Packet<'_> {
         let length = u64::try_from(self.payload.len()).unwrap_or(u64::MAX);
         sum(self.payload, partial(&addresses) + length + u64::from(self.protocol))
     }
+}
+
+/// The checksum that a datagram has to have. A computed zero is sent as all ones, for zero means "none" (RFC 768).
+pub fn udp_checksum(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> u16 {
+    match !udp_sum(source, destination, payload) {
+        0 => u16::MAX,
+        checksum => checksum,
+    }
+}
+
+/// A payload of two bytes or more, with its first two such that the datagram's checksum computes to zero.
+pub fn payload_with_zero_checksum(source: SocketAddr, destination: SocketAddr, rest: &[u8]) -> Vec<u8> {
+    let mut payload = [&[0, 0], rest].concat();
+    let missing = !udp_sum(source, destination, &payload);
+    if let Some(field) = payload.first_chunk_mut::<2>() {
+        *field = missing.to_be_bytes();
+    }
+    payload
+}
+
+/// The sum over a datagram with its pseudo header, without a checksum.
+fn udp_sum(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> u16 {
+    let addresses = [octets(source.ip()), octets(destination.ip())].concat();
+    let length = u64::try_from(UDP_HEADER + payload.len()).unwrap_or(u64::MAX);
+    // The length is in the pseudo header and in the header.
+    let rest = u64::from(protocol::UDP) + 2 * length + u64::from(source.port()) + u64::from(destination.port());
+    sum(payload, partial(&addresses) + rest)
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
@@ -250,6 +285,32 @@ mod tests {
         assert_eq!(packet.wrong_checksum(), None);
         let Content::Ip(packet) = read(v6) else { panic!("not IP") };
         assert_eq!(packet.wrong_checksum(), Some("UDP, zero"));
+    }
+
+    #[test]
+    fn a_payload_can_make_the_checksum_compute_to_zero() {
+        for (source, destination) in [("10.0.0.1:1000", "203.0.113.26:80"), ("[fd00::1]:1000", "[2001:db8::1]:80")] {
+            let (source, destination): (SocketAddr, SocketAddr) =
+                (source.parse().unwrap(), destination.parse().unwrap());
+            for rest in [&b""[..], b"odd", b"even"] {
+                let payload = payload_with_zero_checksum(source, destination, rest);
+                assert_eq!(udp_checksum(source, destination, &payload), 0xffff, "{source}, {rest:?}");
+            }
+            // As the checksum of a crate that knows nothing of ours.
+            let payload = b"an odd number of bytes!";
+            let mut frame = Vec::new();
+            let builder =
+                match (source, destination) {
+                    (SocketAddr::V4(source), SocketAddr::V4(destination)) => PacketBuilder::ethernet2([1; 6], [2; 6])
+                        .ipv4(source.ip().octets(), destination.ip().octets(), 64),
+                    (SocketAddr::V6(source), SocketAddr::V6(destination)) => PacketBuilder::ethernet2([1; 6], [2; 6])
+                        .ipv6(source.ip().octets(), destination.ip().octets(), 64),
+                    _ => unreachable!(),
+                };
+            builder.udp(source.port(), destination.port()).write(&mut frame, payload).unwrap();
+            let Content::Ip(packet) = read(&frame) else { panic!("not IP") };
+            assert_eq!(packet.udp_checksum(), Some(udp_checksum(source, destination, payload)));
+        }
     }
 
     #[test]

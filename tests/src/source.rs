@@ -18,11 +18,14 @@ use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
-use egress_ebpf::source::{AT_ENTRANCE, AT_SINK, BALANCE_AT, MAGIC, Plan, Spread, V4_BYTES, V6_BYTES, fold, map};
+use egress_ebpf::source::{
+    AT_ENTRANCE, AT_SINK, BALANCE_AT, MAGIC, Plan, Spread, V4_BYTES, V6_BYTES, balance, flow, fold, map,
+};
 use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 
+use crate::inject::Injector;
 use crate::processor::{Clock, Core};
 use crate::{Family, Netns};
 
@@ -85,12 +88,13 @@ impl Cost {
 pub struct Source {
     ebpf: Ebpf,
     tallies: Tallies,
-    frame_bytes: usize,
+    /// What is sent, and out of which interface of the client's.
+    chosen: Option<(Plan, String)>,
 }
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("frame_bytes", &self.frame_bytes).finish_non_exhaustive()
+        f.debug_struct("Source").field("chosen", &self.chosen).finish_non_exhaustive()
     }
 }
 
@@ -116,7 +120,7 @@ impl Source {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX);
         let mut ebpf = EbpfLoader::new().load_file(object).with_context(|| format!("load {}", object.display()))?;
         let tallies = ebpf.take_map(map::TALLY).context("no map TALLY")?.try_into()?;
-        let mut source = Self { ebpf, tallies, frame_bytes: V4_BYTES };
+        let mut source = Self { ebpf, tallies, chosen: None };
         source_program(&mut source.ebpf)?.load().context("load the program source")?;
         Ok(source)
     }
@@ -180,21 +184,12 @@ impl Source {
     /// When the interface is missing.
     pub fn choose(&mut self, netns: &Netns, device: &str, traffic: &Traffic) -> Result<()> {
         let ifindex = netns.run(|| if_nametoindex(device)).with_context(|| format!("find interface {device}"))?;
-        self.frame_bytes = match Family::of(traffic.to) {
-            Family::V4 => V4_BYTES,
-            Family::V6 => V6_BYTES,
-        };
+        let plan = traffic.plan(ifindex);
         let mut plans: Array<&mut MapData, Words<Plan>> =
             self.ebpf.map_mut(map::PLAN).context("no map PLAN")?.try_into()?;
-        plans.set(0, Words(traffic.plan(ifindex)), 0).context("set the plan")?;
-        self.rewind()
-    }
-
-    /// Begins with the first flow again.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn rewind(&mut self) -> Result<()> {
+        plans.set(0, Words(plan), 0).context("set the plan")?;
+        self.chosen = Some((plan, device.to_owned()));
+        // With the first flow.
         let mut position: Array<&mut MapData, u32> =
             self.ebpf.map_mut(map::POSITION).context("no map POSITION")?.try_into()?;
         position.set(0, 0, 0).context("set the position")
@@ -206,7 +201,8 @@ impl Source {
     /// When the kernel cannot run the source.
     pub fn send(&mut self, netns: &Netns, core: Core, packets: u32) -> Result<Cost> {
         let before = self.arrived()?;
-        let frame = vec![0; self.frame_bytes];
+        let (plan, _) = self.chosen.as_ref().context("nothing was chosen to be sent")?;
+        let frame = vec![0; frame_bytes(plan)];
         let program = source_program(&mut self.ebpf)?;
         let time = netns.run(|| -> Result<Duration> {
             core.hold()?;
@@ -221,24 +217,24 @@ impl Source {
         Ok(Cost { time, sent: packets.into(), arrived: self.arrived()?.since(&before) })
     }
 
-    /// Sends at an even pace, from a thread of its own, for as long as `meanwhile` takes; that can look at what has
-    /// arrived. Returns how many packets were sent, once the last ones have had time to arrive, and what `meanwhile` did.
+    /// Sends at an even pace, from a socket of a thread of its own, for as long as `meanwhile` takes; that can look at
+    /// what has arrived. Returns how many packets were sent, once the last ones have had time to arrive, and what
+    /// `meanwhile` did.
     ///
     /// # Errors
-    /// When the kernel cannot run the source, or `meanwhile` fails.
+    /// When frames cannot be sent, or `meanwhile` fails.
     pub fn pace<T>(
-        &mut self,
+        &self,
         netns: &Netns,
         pace: Pace,
         meanwhile: impl FnOnce(&dyn Fn() -> Tally) -> Result<T>,
     ) -> Result<(u64, T)> {
-        let frame = vec![0; self.frame_bytes];
-        let tallies = &self.tallies;
-        let counts = || total(tallies, AT_SINK).unwrap_or_default();
-        let program = source_program(&mut self.ebpf)?;
+        let (plan, device) = self.chosen.as_ref().context("nothing was chosen to be sent")?;
+        let injector = Injector::open(netns, device)?;
+        let counts = || total(&self.tallies, AT_SINK).unwrap_or_default();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
-            let sending = scope.spawn(|| netns.run(|| send_paced(program, &frame, pace, &stop)));
+            let sending = scope.spawn(|| send_paced(&injector, plan, pace, &stop));
             let result = meanwhile(&counts);
             stop.store(true, Ordering::Release);
             let sent = sending.join().map_err(|_panic| anyhow!("the paced source panicked"))??;
@@ -282,16 +278,15 @@ pub struct Pace {
     pub period: Duration,
 }
 
-fn send_paced(program: &mut Xdp, frame: &[u8], pace: Pace, stop: &AtomicBool) -> Result<u64> {
+fn send_paced(injector: &Injector, plan: &Plan, pace: Pace, stop: &AtomicBool) -> Result<u64> {
     let started = Instant::now();
-    let (mut sent, mut bursts) = (0, 0);
+    let (mut sent, mut number, mut bursts) = (0, 0, 0);
     while !stop.load(Ordering::Acquire) {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.repeat = pace.burst;
-        options.attrs = TestRunAttrs::new().xdp_live_frames(pace.burst);
-        program.test_run(options).context("run the source")?;
-        sent += u64::from(pace.burst);
+        for _ in 0..pace.burst {
+            injector.send(&frame(plan, number)?)?;
+            number = (number + plan.step) % plan.flows;
+            sent += 1;
+        }
         bursts += 1;
         // By the start, not by the last burst: a late one does not delay the rest.
         let due = started + pace.period * bursts;
@@ -300,6 +295,30 @@ fn send_paced(program: &mut Xdp, frame: &[u8], pace: Pace, stop: &AtomicBool) ->
     // Nothing is queued for longer than a softirq takes, which another processor's load can put off.
     thread::sleep(SETTLED_AFTER);
     Ok(sent)
+}
+
+fn frame_bytes(plan: &Plan) -> usize {
+    if plan.family == 4 { V4_BYTES } else { V6_BYTES }
+}
+
+/// The frame of a flow, as the program writes it.
+fn frame(plan: &Plan, number: u32) -> Result<Vec<u8>> {
+    let (client, port, rule) = flow(plan, number);
+    let mut frame = plan.template.get(..frame_bytes(plan)).context("a template too short")?.to_vec();
+    let (address_end, l4) = if plan.family == 4 { (30, 34) } else { (38, 54) };
+    let mut put = |at: usize, number: u32| -> Result<()> {
+        let bytes = u16::try_from(number & 0xffff).context("a word")?.to_be_bytes();
+        frame.get_mut(at..at + 2).context("a frame too short")?.copy_from_slice(&bytes);
+        Ok(())
+    };
+    put(address_end - 2, client)?;
+    put(l4, port)?;
+    put(l4 + 2, rule)?;
+    put(l4 + 8 + BALANCE_AT, balance(plan.sum, client + port + rule))?;
+    if plan.family == 4 {
+        put(24, !fold(plan.header_sum + client))?;
+    }
+    Ok(frame)
 }
 
 /// Everything that one place has counted, on all processors.
@@ -485,7 +504,46 @@ pub fn all_arrived(cost: &Cost, source: Option<IpAddr>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+
     use super::*;
+
+    #[test]
+    fn frames_are_valid_packets() {
+        for (client, to) in [("10.128.0.16", "10.128.0.2"), ("fd00:10::16", "fd00:10::2")] {
+            let traffic = Traffic {
+                macs: ([2; 6], [4; 6]),
+                client: client.parse().unwrap(),
+                clients: 200,
+                to: to.parse().unwrap(),
+                first_rule: 9000,
+                rules: 32,
+                first_port: 65_000,
+                ports: 500,
+                flows: 100_000,
+                scattered: false,
+                in_turn: false,
+            };
+            let plan = traffic.plan(7);
+            for number in [0, 1, 499, 500, 77_777, 99_999] {
+                let frame = frame(&plan, number).unwrap();
+                let packet = SlicedPacket::from_ethernet(&frame).unwrap();
+                let Some(TransportSlice::Udp(udp)) = packet.transport else { panic!("no UDP") };
+                let header = udp.to_header();
+                let right = match packet.net.unwrap() {
+                    NetSlice::Ipv4(ip) => {
+                        let ip = ip.header().to_header();
+                        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+                        header.calc_checksum_ipv4(&ip, udp.payload())
+                    }
+                    NetSlice::Ipv6(ip) => header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload()),
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(header.checksum, right.unwrap(), "{client} {number}");
+                assert_eq!(u32::from(header.destination_port), 9000 + number / 500 % 32);
+            }
+        }
+    }
 
     #[test]
     fn a_step_leads_everywhere() {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::poll::PollFlags;
-use nix::sys::socket::SockType;
+use nix::sys::socket::{SockType, setsockopt, sockopt};
 
 use crate::Netns;
 pub use crate::endpoint::Seen;
@@ -111,7 +111,7 @@ fn serve(mut stream: TcpStream, seen: Seen) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut first = true;
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = read_some(&mut stream, &mut buffer)?;
         let data = buffer.get(..length).unwrap_or_default();
         if length == 0 {
             return stream.shutdown(Shutdown::Write);
@@ -166,6 +166,20 @@ impl TcpConnection {
     /// The socket's own.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
+    }
+
+    /// The socket itself, for what the methods here do not do.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Ends the connection with a reset instead of a close.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn reset(self) -> io::Result<()> {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&self.stream, sockopt::Linger, &at_once).map_err(io::Error::from)
     }
 
     /// Sends `payload`, which must not be empty, and waits for the echo. Returns whom the server saw.
@@ -279,11 +293,22 @@ fn hash_all(stream: &mut TcpStream) -> io::Result<(u64, u64)> {
     let mut buffer = vec![0; 64 << 10];
     let mut total = 0;
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = read_some(stream, &mut buffer)?;
         if length == 0 {
             return Ok((hash.finish(), total));
         }
         hash.write(buffer.get(..length).unwrap_or_default());
         total += u64::try_from(length).unwrap_or(u64::MAX);
+    }
+}
+
+/// As `read`, which gives up when the process was stopped and went on while it waited: with a timeout on the socket the
+/// kernel does not start it again by itself (signal(7)).
+fn read_some(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::poll::PollFlags;
-use nix::sys::socket::{SockType, SockaddrStorage, connect, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, sendto, setsockopt, sockopt};
 
 use crate::Netns;
 pub use crate::endpoint::Seen;
-use crate::endpoint::{bound, ready};
+use crate::endpoint::{any_port, bound, ready};
 use crate::wait::Attempt;
 
 /// How often a server looks whether it should end.
@@ -159,6 +159,27 @@ impl UdpClient {
 /// Opens a socket, exchanges `payload` once, and closes.
 pub fn exchange(netns: &Netns, from: SocketAddr, to: SocketAddr, payload: &[u8], timeout: Duration) -> Attempt<Seen> {
     Attempt::of(|| UdpClient::open(netns, from, to)?.exchange(payload, timeout).result)
+}
+
+/// Sends one datagram with a checksum of one's own choice, right or wrong, which no ordinary socket would send.
+///
+/// # Errors
+/// When `from` is not the namespace's own address, or there is no route.
+pub fn send_with_checksum(
+    netns: &Netns,
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: &[u8],
+    checksum: u16,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let length = u16::try_from(8 + payload.len()).map_err(io::Error::other)?;
+    let mut datagram = [from.port(), to.port(), length, checksum].map(u16::to_be_bytes).concat();
+    datagram.extend(payload);
+    let socket = netns.run(|| bound(SockType::Raw, Some(SockProtocol::Udp), any_port(from.ip())))?;
+    let to = SockaddrStorage::from(any_port(to.ip()));
+    sendto(socket.as_raw_fd(), &datagram, &to, MsgFlags::empty())?;
+    Ok(())
 }
 
 /// A stream of numbered datagrams at an even pace, for tests in which not one may be lost.

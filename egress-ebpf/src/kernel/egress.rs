@@ -65,7 +65,7 @@ fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcom
     let mark = packet.mark();
     let parsed = parse::<F>(packet)?;
     let (source, verdict) = if onward {
-        (*SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?, Verdict::SourceHalf)
+        (own_source::<F>(scene, mark)?, Verdict::SourceHalf)
     } else if parsed.kind == Kind::IcmpError {
         (icmp::made_by_kernel::<F>(packet, scene)?, Verdict::KernelError)
     } else {
@@ -75,6 +75,18 @@ fn finish<F: Family>(packet: &mut Packet, scene: &Scene, onward: bool) -> Outcom
     packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
     packet.clear_mark();
     Ok(verdict)
+}
+
+/// The source that a mark names. On the external side it has to be the router's still: the address may have been taken away
+/// since the flow began, and a process of the pod's own may set any mark.
+#[inline(always)]
+fn own_source<F: Family>(scene: &Scene, mark: Mark) -> Result<Addr, DropReason> {
+    let source: Addr = *SOURCES.get(mark.source_index()).ok_or(DropReason::KernelCall)?;
+    let to_outside = mark.direction() == Some(Direction::Request);
+    if source.is_v4() != F::IS_V4 || (to_outside && local::address_index(scene, Side::External, &source).is_none()) {
+        return Err(DropReason::Leak);
+    }
+    Ok(source)
 }
 
 /// Nothing leaves to the outside but from the router's own external addresses.

@@ -19,10 +19,8 @@ pub(crate) trait Family: sealed::Sealed {
     const VERSION: u8;
     /// For the few real differences.
     const IS_V4: bool = Self::VERSION == 4;
-    /// Offset of the source address in the IP header.
+    /// Offset of the source address in the IP header; the destination address follows it.
     const SOURCE: u32;
-    /// Offset of the destination address in the IP header.
-    const DESTINATION: u32;
     /// Offset of the header checksum; IPv6 has none.
     const CHECKSUM: u32;
     /// Offset of the time to live, or hop limit.
@@ -30,7 +28,7 @@ pub(crate) trait Family: sealed::Sealed {
     /// Length of a header without options or extensions.
     const PLAIN: u32;
     /// `AF_INET` or `AF_INET6`.
-    const ADDRESS_FAMILY: u32;
+    const ADDRESS_FAMILY: u8;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// ICMP type of an echo request.
@@ -58,11 +56,10 @@ pub(crate) enum V6 {}
 impl Family for V4 {
     const VERSION: u8 = 4;
     const SOURCE: u32 = 12;
-    const DESTINATION: u32 = 16;
     const CHECKSUM: u32 = 10;
     const TTL: u32 = 8;
     const PLAIN: u32 = 20;
-    const ADDRESS_FAMILY: u32 = 2;
+    const ADDRESS_FAMILY: u8 = 2;
     const ICMP: u8 = protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -70,7 +67,7 @@ impl Family for V4 {
     #[inline(always)]
     fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
         let words: [u32; 5] = packet.read(parsed.l3)?;
-        let [version_ihl, ..] = words[0].to_ne_bytes();
+        let [version_ihl, _, length_high, length_low] = words[0].to_ne_bytes();
         let ihl = u32::from(version_ihl & 0xf) * 4;
         if version_ihl >> 4 != 4 || ihl < Self::PLAIN {
             return Err(DropReason::Malformed);
@@ -83,6 +80,7 @@ impl Family for V4 {
         parsed.protocol = protocol;
         parsed.ttl = ttl;
         parsed.l4 = parsed.l3 + ihl;
+        parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
         parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
         Ok(())
@@ -114,11 +112,10 @@ mod next_header {
 impl Family for V6 {
     const VERSION: u8 = 6;
     const SOURCE: u32 = 8;
-    const DESTINATION: u32 = 24;
     const CHECKSUM: u32 = 0;
     const TTL: u32 = 7;
     const PLAIN: u32 = 40;
-    const ADDRESS_FAMILY: u32 = 10;
+    const ADDRESS_FAMILY: u8 = 10;
     const ICMP: u8 = protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
@@ -130,13 +127,18 @@ impl Family for V6 {
         if version >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
-        let [_, _, next, hop_limit] = words[1].to_ne_bytes();
+        let [length_high, length_low, next, hop_limit] = words[1].to_ne_bytes();
         let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
         parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
         parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
+        // The form that IPv4 addresses have in the maps must not come in by an IPv6 header: it would be taken for IPv4's.
+        if parsed.src.is_v4() || parsed.dst.is_v4() {
+            return Err(DropReason::Malformed);
+        }
         parsed.protocol = next;
         parsed.ttl = hop_limit;
         parsed.l4 = parsed.l3 + Self::PLAIN;
+        parsed.end = parsed.l4 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::Whole;
         parsed.id = 0;
         walk_extensions(packet, parsed)
@@ -148,16 +150,18 @@ impl Family for V6 {
         icmp_type < 128
     }
 
-    /// Multicast listener discovery (130-132, 143), router and neighbour discovery and redirect (133-137).
+    /// Multicast listener discovery (130-132, 143), router and neighbour discovery (133-136). A redirect (137) is not needed to
+    /// keep a link going, and one that this router sends would tell a neighbour about packets it should never have forwarded.
     #[inline(always)]
     fn is_link_control(icmp_type: u8) -> bool {
-        matches!(icmp_type, 130..=137 | 143)
+        matches!(icmp_type, 130..=136 | 143)
     }
 }
 
 #[inline(always)]
 fn walk_extensions(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
-    for _ in 0..MAX_EXTENSIONS {
+    // One round more than headers, to see what follows the last.
+    for _ in 0..=MAX_EXTENSIONS {
         let is_extension = matches!(
             parsed.protocol,
             next_header::HOP_BY_HOP | next_header::ROUTING | next_header::FRAGMENT | next_header::DESTINATION

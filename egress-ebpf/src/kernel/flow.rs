@@ -10,7 +10,7 @@ use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
-use egress_ebpf::timeout::{SECOND_NS, expired, protocol};
+use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
 use super::local::address_index;
@@ -71,10 +71,10 @@ fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
 #[inline(always)]
 pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
     let work = scene.work();
-    let (key, tcp_flags) = (&work.key, work.parsed.tcp_flags);
+    let (key, flags) = (&work.key, work.parsed.flags);
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
-    let seen = if key.protocol == protocol::TCP { tcp::observe(flow.seen, tcp_flags) } else { flow.seen | seen::ANY };
+    let seen = if has_states(key.protocol) { tcp::observe(flow.seen, flags) } else { flow.seen | seen::ANY };
     let stale = scene.now_ns.saturating_sub(flow.last_seen_ns) >= SECOND_NS;
     if stale || seen != flow.seen {
         flow.seen = seen;
@@ -83,6 +83,12 @@ pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
     if stale || (key.is_request() && flow.packets == 1) {
         refresh_flow(packet.ctx().skb.skb);
     }
+}
+
+/// Whether packets of this protocol open and close what they belong to.
+#[inline(always)]
+fn has_states(protocol: u8) -> bool {
+    protocol == protocol::TCP || protocol == protocol::SCTP
 }
 
 /// Once a second, and for a flow's first packet: puts a lost twin back, and looks the next hops up.
@@ -118,7 +124,7 @@ fn mend_twin(scene: &Scene, flow: &Flow) {
         if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
     let Some(index) = address_index(scene, side, &key.dst) else { return };
     let work = scene.work();
-    work.flow = flow.reversed(&work.key, Mark::new(direction, index as u8, work.key.dst_port));
+    work.flow = flow.reversed(&work.key, Mark::new(direction, index, work.key.dst_port));
     // Another CPU may have been faster.
     let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
 }
@@ -127,12 +133,12 @@ fn mend_twin(scene: &Scene, flow: &Flow) {
 #[inline(always)]
 pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
     let work = scene.work();
-    let tcp_flags = work.parsed.tcp_flags;
-    if work.key.protocol != protocol::TCP || !tcp::opens(tcp_flags) {
+    let flags = work.parsed.flags;
+    if !has_states(work.key.protocol) || !tcp::opens(flags) {
         return;
     }
     let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return };
-    if tcp::reopens(tcp_flags, flow.seen, twin.seen) {
+    if tcp::reopens(flags, class(work.key.protocol, flow.seen, twin.seen, 0)) {
         flow.seen = 0;
         flow.created_ns = scene.now_ns;
         twin.seen = 0;
@@ -144,9 +150,9 @@ pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
 #[inline(always)]
 pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
     let work = scene.work();
-    work.seen = if work.key.protocol == protocol::TCP { tcp::first(work.parsed.tcp_flags).into() } else { 0 };
+    work.seen = if has_states(work.key.protocol) { tcp::first(work.parsed.flags) } else { 0 };
     work.ports = match work.parsed.kind {
-        Kind::Tcp | Kind::Udp | Kind::Dccp => Ports::Transport,
+        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::Dccp => Ports::Transport,
         Kind::EchoRequest => Ports::Identifier,
         _ => Ports::Fixed,
     };
@@ -191,7 +197,7 @@ extern "C" fn open_flow() -> u32 {
         to_dst: work.key.src,
         to_src_port: work.key.dst_port,
         to_dst_port: work.key.src_port,
-        mark: Mark::new(Direction::Reply, work.router_index as u8, work.key.dst_port).0,
+        mark: Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0,
         created_ns: scene.now_ns,
         last_seen_ns: scene.now_ns,
         packets: 0,
@@ -214,7 +220,7 @@ extern "C" fn open_flow() -> u32 {
     work.flow.to_src_port = port;
     work.flow.to_dst_port = target_port;
     work.flow.mark = Mark::new(Direction::Request, slot, port).0;
-    work.flow.seen = work.seen as u8;
+    work.flow.seen = work.seen;
     enter_request(&scene)
 }
 

@@ -31,14 +31,13 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
         });
     }
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
-    let (kind, hop) = (flow.hop_kind, flow.hop);
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
     packet.set_mark(Mark::DONE);
-    if kind == HopKind::Link as u8 {
-        let [m0, m1, m2, m3, m4, m5, ..] = bytemuck::cast::<_, [u8; 16]>(hop);
+    if flow.hop_kind == HopKind::Link as u8 {
+        let [m0, m1, m2, m3, m4, m5, ..] = bytemuck::cast::<_, [u8; 16]>(flow.hop);
         packet.redirect_to_link(ifindex, [m0, m1, m2, m3, m4, m5], scene.config.cluster_mac)?;
     } else {
-        packet.redirect_to_neighbour::<F>(ifindex, &hop)?;
+        packet.redirect_to_neighbour::<F>(ifindex, &flow.hop)?;
     }
     Ok(match direction {
         Direction::Request => Verdict::RequestRedirected,

@@ -8,6 +8,7 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Flow, HopKind};
 
 use super::family::{Family, V4, V6};
+use super::size;
 
 /// The next hop out of `ifindex` by the routing table. Where there is none, one that was learned from the wire is kept.
 #[inline(always)]
@@ -43,7 +44,7 @@ fn neighbour(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Optio
     // SAFETY: every field is a number or an array of numbers.
     let mut route: Route = unsafe { core::mem::zeroed() };
     route.ifindex = ifindex;
-    let family = if dst.is_v4() { V4::ADDRESS_FAMILY } else { V6::ADDRESS_FAMILY } as u8;
+    let family = if dst.is_v4() { V4::ADDRESS_FAMILY } else { V6::ADDRESS_FAMILY };
     route.family = family;
     if dst.is_v4() {
         route.__bindgen_anon_3.ipv4_src = src.v4_word();
@@ -52,7 +53,7 @@ fn neighbour(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Optio
         route.__bindgen_anon_3.ipv6_src = src.words();
         route.__bindgen_anon_4.ipv6_dst = dst.words();
     }
-    let size = size_of::<Route>() as i32;
+    let size = size::<Route>().cast_signed();
     // SAFETY: the context is valid, `route` lives on the stack, and its size goes with it.
     let answer = unsafe { bpf_fib_lookup(ctx.cast(), &raw mut route, size, BPF_FIB_LOOKUP_OUTPUT) };
     // An unresolved neighbour is one all the same: the kernel resolves it when the packet is sent.

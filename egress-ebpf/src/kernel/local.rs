@@ -9,22 +9,23 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{AddressKey, Side};
 use egress_ebpf::tcp;
 
-use super::Scene;
 use super::family::Family;
 use super::maps::ADDRESSES;
 use super::packet::Packet;
 use super::parsed::{Kind, Parsed};
+use super::{Scene, size};
 
 /// `TCP_LISTEN` in the kernel's socket states.
 const TCP_LISTEN: u32 = 10;
 
 /// Index in `SOURCES` of an address of one of the router's interfaces, if it is one.
 #[inline(always)]
-pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u32> {
+pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u8> {
     let key = &mut scene.work().address_key;
     *key = AddressKey { addr: *addr, side: side as u8, generation: scene.generation, pad: [0; 2] };
     // SAFETY: the map is not preallocated: an entry is freed only after a grace period; the value is copied at once.
-    unsafe { ADDRESSES.get(&*key) }.copied()
+    let index = unsafe { ADDRESSES.get(&*key) }?;
+    Some((*index & 0xff) as u8)
 }
 
 /// Whether a socket of the router's own namespace, opened from there, waits for this packet. A listener does not count: to
@@ -32,7 +33,7 @@ pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u3
 #[inline(always)]
 pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, parsed: &Parsed) -> bool {
     match parsed.kind {
-        Kind::Tcp if tcp::opens(parsed.tcp_flags) => false,
+        Kind::Tcp if tcp::opens(parsed.flags) => false,
         Kind::Tcp => has_tcp_socket::<F>(packet, parsed),
         Kind::Udp => has_udp_socket::<F>(packet, scene, parsed),
         _ => false,
@@ -85,7 +86,7 @@ fn socket_tuple<F: Family>(parsed: &Parsed) -> (bpf_sock_tuple, u32) {
             sport,
             dport,
         };
-        let size = size_of_val(&ipv4) as u32;
+        let size = size::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>();
         (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }, size)
     } else {
         let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
@@ -94,7 +95,7 @@ fn socket_tuple<F: Family>(parsed: &Parsed) -> (bpf_sock_tuple, u32) {
             sport,
             dport,
         };
-        let size = size_of_val(&ipv6) as u32;
+        let size = size::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>();
         (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }, size)
     }
 }

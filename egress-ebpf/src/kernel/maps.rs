@@ -9,7 +9,7 @@ use egress_ebpf::contract::{
     PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE,
 };
 use egress_ebpf::ports::Search;
-use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
+use egress_ebpf::verdict::{HOOKS, OUTCOMES_PER_HOOK};
 
 use super::packet::Ends;
 use super::parsed::Parsed;
@@ -38,8 +38,7 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * 
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<Counter> =
-    PerCpuArray::with_max_entries(Hook::ALL.len() as u32 * OUTCOMES_PER_HOOK, 0);
+pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(HOOKS * OUTCOMES_PER_HOOK, 0);
 
 /// Room for keys and values that would not fit the 512 bytes of stack. Private to the kernel side.
 #[map]
@@ -74,9 +73,9 @@ pub(crate) struct Work {
     /// The rule that claims it.
     pub(crate) rule: RuleValue,
     /// Index in `SOURCES` of the router's address that the client speaks to.
-    pub(crate) router_index: u32,
+    pub(crate) router_index: u8,
     /// What the packet that opens it has sent, [`tcp::seen`](egress_ebpf::tcp::seen) bits.
-    pub(crate) seen: u32,
+    pub(crate) seen: u8,
     /// Whether its source port may be another than the client's.
     pub(crate) ports: Ports,
     /// The search for one. Kept here and not in registers, so that the verifier meets the same state in each of its rounds.

@@ -23,6 +23,13 @@ use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index}
 use maps::Work;
 use packet::Packet;
 
+/// Size of a helper's argument, as helpers take it.
+pub(crate) const fn size<T>() -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "no argument of a helper is that large")]
+    let size = size_of::<T>() as u32;
+    size
+}
+
 /// What a program decides.
 pub(crate) type Outcome = Result<Verdict, DropReason>;
 
@@ -51,7 +58,7 @@ impl Scene {
 /// Runs `program` and turns its outcome into an action, counted. A packet that the datapath passes goes on to the next
 /// program of the hook, if there is one.
 #[inline(always)]
-pub(crate) fn run(ctx: TcContext, hook: Hook, program: impl FnOnce(&mut Packet, &Scene) -> Outcome) -> i32 {
+pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -> Outcome) -> i32 {
     let len = u64::from(ctx.len());
     let mut packet = Packet::new(ctx);
     let outcome = match scene() {

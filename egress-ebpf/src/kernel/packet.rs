@@ -14,12 +14,13 @@ use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
 use egress_ebpf::contract::{Config, Mark, config_flag};
+use egress_ebpf::crc32c;
 use egress_ebpf::verdict::DropReason;
 
 use super::family::{Family, V4, V6};
 use super::maps::Work;
-use super::parsed::{Coverage, Kind, Parsed};
-use super::{answer, work};
+use super::parsed::{Coverage, Fragment, Kind, Parsed};
+use super::{answer, size, work};
 
 /// Offset of the IP header: both interfaces are Ethernet.
 pub(crate) const L3: u32 = 14;
@@ -186,9 +187,9 @@ impl Packet {
         } else {
             bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: neighbour.words() }
         };
-        let mut hop = bpf_redir_neigh { nh_family: F::ADDRESS_FAMILY, __bindgen_anon_1: address };
+        let mut hop = bpf_redir_neigh { nh_family: u32::from(F::ADDRESS_FAMILY), __bindgen_anon_1: address };
         // SAFETY: `hop` lives on the stack and its size goes with it.
-        let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size_of_val(&hop) as i32, 0) };
+        let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size::<bpf_redir_neigh>().cast_signed(), 0) };
         redirected(action)
     }
 
@@ -207,6 +208,22 @@ impl Packet {
         self.ctx
             .l4_csum_replace(offset as usize, 0, u64::from(delta.wsum()), flags)
             .map_err(|_errno| DropReason::KernelCall)
+    }
+
+    /// SCTP's checksum after its ports have changed. Zero means that a device is to compute it: then it is left alone.
+    #[inline(always)]
+    fn replace_sctp_checksum(&mut self, parsed: &Parsed, ends: &Ends) -> Result<(), DropReason> {
+        let at = parsed.l4 + SCTP_CHECKSUM;
+        let old: u32 = self.read(at)?;
+        if old == 0 {
+            return Ok(());
+        }
+        if parsed.fragment != Fragment::Whole || parsed.end < at {
+            return Err(DropReason::ChecksumElsewhere);
+        }
+        let pair = |src: Port, dst: Port| bytemuck::cast::<_, u32>([src, dst]);
+        let change = pair(parsed.src_port, parsed.dst_port) ^ pair(ends.src_port, ends.dst_port);
+        self.write(at, &(old ^ crc32c_change(change, parsed.end - parsed.l4)))
     }
 
     /// Source and destination lie side by side in every header, so each pair is one write.
@@ -266,8 +283,12 @@ fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
         let ipv6 = if !F::IS_V4 && *csum_ipv6 { BPF_F_IPV6 } else { 0 };
         packet.replace_l4(parsed.checksum, addresses, mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6)?;
     }
-    if parsed.coverage != Coverage::None && ports != Delta::ZERO {
-        packet.replace_l4(parsed.checksum, ports, mangled)?;
+    if ports != Delta::ZERO {
+        if parsed.coverage != Coverage::None {
+            packet.replace_l4(parsed.checksum, ports, mangled)?;
+        } else if parsed.kind == Kind::Sctp {
+            packet.replace_sctp_checksum(parsed, ends)?;
+        }
     }
     let count = hop == Hop::Count as u32;
     let ttl = parsed.ttl.wrapping_sub(1);
@@ -281,6 +302,13 @@ fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
         packet.write(parsed.l3 + F::TTL, &ttl)?;
     }
     packet.write_ends::<F>(parsed, ends)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crc32c_change(change: u32, length: u32) -> u32 {
+    // The words are little-endian here, as the CRC's bytes are: BPF programs are compiled for little-endian kernels.
+    crc32c::change(change, length)
 }
 
 impl Parsed {
@@ -305,6 +333,9 @@ impl Parsed {
 fn redirected(action: i64) -> Result<(), DropReason> {
     if action == i64::from(TC_ACT_REDIRECT) { Ok(()) } else { Err(DropReason::KernelCall) }
 }
+
+/// Offset of the checksum in an SCTP packet.
+const SCTP_CHECKSUM: u32 = 8;
 
 /// Offset of the identifier in an ICMP or ICMPv6 echo.
 const ECHO_ID: u32 = 4;

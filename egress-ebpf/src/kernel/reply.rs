@@ -52,10 +52,9 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<&'static 
         };
     }
     work.key = work.parsed.flow_key(Direction::Reply);
-    Ok(flow::find(scene, &scene.work().key).map(|flow| {
-        flow::touch(packet, scene, flow);
-        flow
-    }))
+    let Some(flow) = flow::find(scene, &scene.work().key) else { return Ok(None) };
+    flow::touch(packet, scene, flow);
+    Ok(Some(flow))
 }
 
 /// A packet of no flow: only what the pod itself asked for, and what can open nothing, goes up to its stack.
@@ -67,8 +66,10 @@ fn unsolicited<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
     }
     let harmless = match parsed.kind {
         // The stack answers with a reset, or the pod's own connection takes it.
-        Kind::Tcp => !tcp::opens(parsed.tcp_flags),
+        Kind::Tcp => !tcp::opens(parsed.flags),
         Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::OtherIcmp => true,
+        // A later fragment: without its first one, which was looked at, the stack makes nothing of it.
+        Kind::Absent => true,
         _ => false,
     };
     if harmless || local::opened_by_pod::<F>(packet, scene, parsed) {

@@ -95,7 +95,9 @@ fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, D
     let Some(router_index) = local::address_index(scene, Side::Cluster, &parsed.dst) else {
         return Err(DropReason::ForeignDestination);
     };
-    if parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, parsed) {
+    // A later fragment of no flow goes where its first one went, which no rule claimed either.
+    let follows = parsed.kind == Kind::Absent;
+    if follows || parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, parsed) {
         return Ok(Some(Verdict::Local));
     }
     let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {

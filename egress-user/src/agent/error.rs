@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::privilege::Capability;
 use crate::compile::RouterName;
 use crate::datapath::DatapathError;
 use crate::link::LinkError;
@@ -36,6 +37,18 @@ pub enum AgentError {
         /// The router of the agent.
         ours: RouterName,
     },
+    /// The process lacks capabilities.
+    #[error(
+        "not permitted: this needs {}, and the process lacks {}: run it as root, or give it what it lacks (setcap, `docker run --cap-add`, securityContext.capabilities.add)",
+        names(needed),
+        names(missing)
+    )]
+    Privilege {
+        /// All that are needed.
+        needed: &'static [Capability],
+        /// Those of them that the process does not have.
+        missing: Vec<Capability>,
+    },
     /// The specification file cannot be watched.
     #[error("watch {}", path.display())]
     Watch {
@@ -63,6 +76,10 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+}
+
+fn names(capabilities: &[Capability]) -> String {
+    capabilities.iter().map(Capability::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn list(errors: &[AgentError]) -> String {

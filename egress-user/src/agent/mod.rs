@@ -9,14 +9,21 @@
 //! 3. fill the tables and switch to them, attach the programs: from here on every packet is looked at;
 //! 4. claim addresses, routes and forwarding: from here on there are packets.
 //!
-//! A step that fails takes back what was done before it, last first.
+//! A step that fails takes back what was done before it, last first. An apply that puts another interface in the old one's
+//! place lets nothing pass meanwhile: the programs go with the interface that they are attached to.
+//!
+//! One process at a time works on a router: the namespace is locked.
 
 mod error;
+mod privilege;
 mod router;
 mod run;
 mod status;
+mod timeouts;
 mod watch;
 
 pub use error::AgentError;
+pub use privilege::{Capability, TO_CHANGE, TO_READ, check as check_privilege};
 pub use router::{Applied, REPLY_MARK, Router, Setup};
 pub use run::{OnExit, Options, run};
+pub use timeouts::conntrack_timeouts;

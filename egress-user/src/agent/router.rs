@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use egress_ebpf::contract::{Direction, Mark};
 
 use super::AgentError;
 use crate::compile::Desired;
-use crate::datapath::{Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Swept, Tables};
-use crate::link::{self, Change, Observed, Place};
+use crate::datapath::{Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables};
+use crate::link::{self, Change, NetnsLock, Observed, Place};
 
 /// Where a router is, and how it is to work.
 #[derive(Clone, Debug)]
@@ -35,6 +36,15 @@ pub struct Router {
     pins: PinDir,
     record: PathBuf,
     datapath: Option<Datapath>,
+    /// From the first change on.
+    lock: Option<NetnsLock>,
+}
+
+/// The datapath before an apply, which a failed one brings back.
+enum Before {
+    Nothing,
+    Running,
+    Suspended(Box<Suspended>),
 }
 
 /// What an apply did.
@@ -46,6 +56,8 @@ pub struct Applied {
     pub programs: bool,
     /// Whether the tables changed.
     pub tables: bool,
+    /// How long it took to put the tables in force.
+    pub tables_took: Duration,
     /// The addresses that the router now speaks for.
     pub addresses: Vec<IpAddr>,
 }
@@ -67,7 +79,7 @@ impl Router {
         let cookie = setup.place.router.cookie()?;
         let pins = PinDir::new(&setup.bpffs, cookie);
         let record = Path::new("/run/egress-router").join(format!("{cookie}.json"));
-        Ok(Self { setup, pins, record, datapath: None })
+        Ok(Self { setup, pins, record, datapath: None, lock: None })
     }
 
     /// Its place.
@@ -93,39 +105,65 @@ impl Router {
         Ok(link::plan(&self.setup.place, &desired.router, &desired.link)?)
     }
 
+    /// The programs that [`apply`](Self::apply) would attach because they are not, each with its interface.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn unattached(&self) -> Result<Vec<(&'static str, String)>, AgentError> {
+        let (interfaces, hook) = (self.names(), self.setup.hook);
+        Ok(self.setup.place.router.run(|| Datapath::missing(&self.pins, &interfaces, hook))??)
+    }
+
     /// Puts a desired state into effect: all of it, or nothing.
     ///
     /// # Errors
     ///
     /// Any. What was in force before still is, except where [`AgentError::NotUndone`] says otherwise.
     pub fn apply(&mut self, desired: &Desired) -> Result<Applied, AgentError> {
+        self.lock()?;
         let plan = self.plan(desired)?;
-        let kept = self.datapath.take();
+        // Pins that somebody took away took the programs along: only a new datapath can help.
+        let kept = self.datapath.take().filter(Datapath::is_pinned);
         let was_running = kept.is_some();
         let mut datapath = match kept {
             Some(datapath) => datapath,
             None => Datapath::load(self.pins.clone(), self.setup.settings.flows)?,
         };
         let fresh = datapath.is_fresh() && !was_running;
-        let place = self.setup.place.clone();
-        let mut link = match link::prepare(&place, plan, &self.record) {
-            Ok(link) => link,
+        let suspended = match (plan.replaces_link() && !fresh).then(|| datapath.suspend()).transpose() {
+            Ok(suspended) => suspended,
             Err(error) => {
-                if fresh {
-                    let _ = self.pins.remove();
-                } else {
-                    self.datapath = Some(datapath);
-                }
+                self.datapath = Some(datapath);
                 return Err(error.into());
             }
+        };
+        let before = match (fresh, suspended) {
+            (true, _) => Before::Nothing,
+            (false, None) => Before::Running,
+            (false, Some(suspended)) => Before::Suspended(Box::new(suspended)),
+        };
+        let mut link = match link::prepare(&self.setup.place, plan, &self.record) {
+            Ok(link) => link,
+            Err(failed) => return Err(self.take_back(datapath, Vec::new(), before, failed.into())),
         };
         match self.bring_up(&mut datapath, &mut link, desired) {
             Ok(applied) => {
                 self.datapath = Some(datapath);
                 Ok(applied)
             }
-            Err(failed) => Err(self.take_back(datapath, link, fresh, failed)),
+            Err(failed) => {
+                let not_undone = link.undo().err().unwrap_or_default();
+                Err(self.take_back(datapath, not_undone.into_iter().map(AgentError::from).collect(), before, failed))
+            }
         }
+    }
+
+    fn lock(&mut self) -> Result<(), AgentError> {
+        if self.lock.is_none() {
+            self.lock = Some(self.setup.place.router.lock()?);
+        }
+        Ok(())
     }
 
     /// Steps 3 and 4 of an apply.
@@ -139,8 +177,10 @@ impl Router {
         let observed = link::observe(place)?;
         let interfaces = interfaces(place, &observed, desired);
         let settings = Settings { ephemeral_ports: observed.local_ports, ..self.setup.settings.clone() };
+        let started = Instant::now();
         let tables = Tables::new(&desired.rules, &settings, &interfaces)?;
         let changed = datapath.install(&tables)?;
+        let tables_took = started.elapsed();
         let hook = self.setup.hook;
         let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
         link.claim()?;
@@ -148,28 +188,43 @@ impl Router {
             link: link.done().to_vec(),
             programs: installed.changed,
             tables: changed,
+            tables_took,
             addresses: interfaces.snat,
         })
     }
 
-    /// After a failed apply: the link as it was, then the tables, or all of the datapath if it is new.
+    /// After a failed apply whose link has been undone: the datapath as it was before.
     fn take_back(
         &mut self,
         mut datapath: Datapath,
-        link: link::Applied,
-        fresh: bool,
+        mut not_undone: Vec<AgentError>,
+        before: Before,
         failed: AgentError,
     ) -> AgentError {
-        let undone = link.undo().err().unwrap_or_default();
-        let mut not_undone: Vec<AgentError> = undone.into_iter().map(AgentError::from).collect();
-        if fresh {
-            drop(datapath);
-            not_undone.extend(self.delete_datapath().err().unwrap_or_default());
-        } else {
-            not_undone.extend(datapath.restore().err().map(AgentError::from));
-            self.datapath = Some(datapath);
+        match before {
+            Before::Nothing => {
+                drop(datapath);
+                not_undone.extend(self.delete_datapath().err().unwrap_or_default());
+            }
+            Before::Running => {
+                not_undone.extend(datapath.restore().err().map(AgentError::from));
+                self.datapath = Some(datapath);
+            }
+            Before::Suspended(suspended) => {
+                not_undone.extend(self.resume(&mut datapath, *suspended).err());
+                self.datapath = Some(datapath);
+            }
         }
         if not_undone.is_empty() { failed } else { AgentError::NotUndone { failed: Box::new(failed), not_undone } }
+    }
+
+    /// The programs on the interface that was made again, then the tables that were in force.
+    fn resume(&self, datapath: &mut Datapath, suspended: Suspended) -> Result<(), AgentError> {
+        let place = &self.setup.place;
+        let mut interfaces = self.names();
+        interfaces.external.index = link::observe(place)?.external.map_or(0, |external| external.index);
+        let hook = self.setup.hook;
+        Ok(place.router.run(|| datapath.resume(suspended, &interfaces, hook))??)
     }
 
     /// Takes everything away. Idempotent. Returns whether there was anything.
@@ -178,6 +233,7 @@ impl Router {
     ///
     /// All of them, in one: a failure does not keep the rest from being taken away.
     pub fn delete(&mut self) -> Result<bool, AgentError> {
+        self.lock()?;
         self.datapath = None;
         let mut errors = Vec::new();
         // The link first: as long as there are addresses and forwarding, the programs stay.
@@ -193,17 +249,22 @@ impl Router {
     }
 
     fn delete_datapath(&self) -> Result<bool, Vec<AgentError>> {
+        let interfaces = self.names();
+        let router = &self.setup.place.router;
+        let deleted = router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
+        deleted.map_err(|errors| errors.into_iter().map(AgentError::from).collect())
+    }
+
+    /// The interfaces as far as it takes their names only.
+    fn names(&self) -> Interfaces {
         let place = &self.setup.place;
         let interface = |name: &str| Interface { name: name.to_owned(), index: 0, addresses: Vec::new() };
-        let interfaces = Interfaces {
+        Interfaces {
             cluster: interface(&place.cluster_interface),
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
-        };
-        let deleted =
-            place.router.run(|| Datapath::delete(&self.pins, &interfaces)).map_err(|error| vec![error.into()])?;
-        deleted.map_err(|errors| errors.into_iter().map(AgentError::from).collect())
+        }
     }
 
     /// Removes flows that are over.

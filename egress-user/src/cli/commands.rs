@@ -1,6 +1,7 @@
 //! The commands that touch the system.
 
 use anyhow::Context as _;
+use egress_ebpf::timeout;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -9,7 +10,7 @@ use super::args::{self, Command, Target};
 use super::output::{self, Format};
 use super::rows::PlanRow;
 use super::values::{self, LogLevel};
-use crate::agent::{self, Applied, REPLY_MARK, Router, Setup};
+use crate::agent::{self, Applied, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, desired_from_file};
 use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
@@ -50,10 +51,12 @@ fn start_log(level: LogLevel) {
 
 fn plan(args: &args::Plan) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
-    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    check_privilege(TO_READ)?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let link = router.plan(&desired)?;
     let installed = router.reader().and_then(|reader| Ok(reader.rules()?)).unwrap_or_default();
     let mut rows: Vec<PlanRow> = link.changes().map(PlanRow::link).collect();
+    rows.extend(router.unattached()?.iter().map(|(program, interface)| PlanRow::program(program, interface)));
     rows.extend(PlanRow::rules(&installed, &desired.rules));
     if rows.is_empty() && args.output.format == Format::Table {
         return Ok(output::text("nothing to change\n")?);
@@ -63,15 +66,19 @@ fn plan(args: &args::Plan) -> anyhow::Result<()> {
 
 fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
-    let mut router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    check_privilege(TO_CHANGE)?;
+    let mut router = configured(&args.target, &args.master, &args.datapath)?;
     let applied = router.apply(&desired)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("set up the runtime")?;
-    if !applied.link.is_empty() {
-        let place = router.place();
-        let (netns, interface) = (place.router.clone(), place.external_interface.clone());
-        runtime.block_on(link::announce_rounds(netns, interface, applied.addresses.clone())).context("announce")?;
+    output::text(&summary(&desired, &applied))?;
+    if applied.link.is_empty() {
+        return Ok(());
     }
-    Ok(output::text(&summary(&desired, &applied))?)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("set up the runtime")?;
+    let place = router.place().clone();
+    // Others may work on it from here on.
+    drop(router);
+    let announced = link::announce_rounds(place.router, place.external_interface, applied.addresses);
+    runtime.block_on(announced).context("the specification is applied; announce its addresses")
 }
 
 fn summary(desired: &Desired, applied: &Applied) -> String {
@@ -93,7 +100,8 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 
 fn run(args: &args::Run) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
-    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    check_privilege(TO_CHANGE)?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let options = agent::Options {
         file: args.spec.file.clone(),
         router: args.spec.router.clone(),
@@ -102,6 +110,12 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
             values::OnExit::Remove => agent::OnExit::Remove,
         },
         status_file: args.status_file.clone(),
+        netns_file: args
+            .target
+            .netns
+            .as_ref()
+            .map(|netns| netns.path().to_owned())
+            .filter(|path| !is_of_a_process(path)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -116,7 +130,13 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Such a path goes with the process, and the namespace may well stay.
+fn is_of_a_process(path: &std::path::Path) -> bool {
+    path.starts_with("/proc")
+}
+
 fn delete(args: &args::Delete) -> anyhow::Result<()> {
+    check_privilege(TO_CHANGE)?;
     // Where the master is does not matter for taking the link away, so it need not be visible.
     let master = args.master.master_netns.is_some().then_some(&args.master);
     let mut router = router(&args.target, master, Hook::Auto, Settings::default())?;
@@ -138,6 +158,7 @@ struct Status {
 }
 
 fn status(args: &args::Show) -> anyhow::Result<()> {
+    check_privilege(TO_READ)?;
     let router = router(&args.target, None, Hook::Auto, Settings::default())?;
     let reader = router.reader()?;
     let status = Status {
@@ -171,6 +192,7 @@ fn warn(warnings: &[Diagnostic]) {
 }
 
 fn reader(target: &Target) -> anyhow::Result<Reader> {
+    check_privilege(TO_READ)?;
     let cookie = router_netns(target)?.cookie()?;
     Ok(Reader::open(&PinDir::new(&target.bpffs, cookie))?)
 }
@@ -192,6 +214,12 @@ fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: 
     Ok(Router::new(Setup { place, bpffs: target.bpffs.clone(), hook, settings })?)
 }
 
+/// A router with the settings of the command line.
+fn configured(target: &Target, master: &args::Master, datapath: &args::Datapath) -> anyhow::Result<Router> {
+    let settings = settings(datapath, &router_netns(target)?)?;
+    router(target, Some(master), hook(datapath), settings)
+}
+
 fn router_netns(target: &Target) -> anyhow::Result<Netns> {
     let netns = target.netns.as_ref().map_or(NetnsRef::Own, |netns| NetnsRef::Path(netns.path().to_owned()));
     Ok(netns.open()?)
@@ -205,11 +233,29 @@ fn hook(datapath: &args::Datapath) -> Hook {
     }
 }
 
-fn settings(datapath: &args::Datapath) -> Settings {
-    Settings {
+fn settings(datapath: &args::Datapath, netns: &Netns) -> anyhow::Result<Settings> {
+    Ok(Settings {
         flows: datapath.flows,
         snat_ports: datapath.snat_ports.map(|range| (range.first().get(), range.last().get())),
         local_ports: datapath.local_ports.iter().map(|port| (port.protocol, port.port.get())).collect(),
+        timeouts_s: timeouts(&datapath.timeouts, netns)?,
+        redirect: datapath.fast_path == values::FastPath::On,
         ..Settings::default()
+    })
+}
+
+/// The defaults, then connection tracking's settings if asked for, then what is given by name.
+fn timeouts(given: &[values::Timeout], netns: &Netns) -> anyhow::Result<[u32; timeout::CLASSES]> {
+    let mut table = timeout::defaults_s();
+    if given.contains(&values::Timeout::Auto) {
+        agent::conntrack_timeouts(netns, &mut table)?;
     }
+    for timeout in given {
+        if let values::Timeout::Of { class, seconds } = timeout
+            && let Some(limit) = table.get_mut(*class as usize)
+        {
+            *limit = seconds.get();
+        }
+    }
+    Ok(table)
 }

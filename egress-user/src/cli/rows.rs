@@ -1,6 +1,7 @@
 //! How each thing looks as a row of a table.
 
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
@@ -81,17 +82,26 @@ impl PlanRow {
         Self { what: "link", change: change.to_string() }
     }
 
+    /// A program that is not attached.
+    pub(super) fn program(program: &str, interface: &str) -> Self {
+        Self { what: "program", change: format!("attach {program} to {interface}") }
+    }
+
     /// The changes from rules in force to the wanted ones.
     pub(super) fn rules(installed: &[RuleRow], wanted: &RuleTable) -> Vec<Self> {
         let wanted = RuleRow::of(wanted);
         let show = |sign: char, row: &RuleRow| Self { what: "rule", change: format!("{sign} {row}") };
-        let same = |a: &RuleRow, b: &RuleRow| RuleRow { rule: b.rule, ..a.clone() } == *b;
-        let mut rows: Vec<Self> = installed
-            .iter()
-            .filter(|old| old.destination.is_some() && !wanted.iter().any(|new| same(old, new)))
-            .map(|old| show('-', old))
-            .collect();
-        rows.extend(wanted.iter().filter(|new| !installed.iter().any(|old| same(old, new))).map(|new| show('+', new)));
-        rows
+        let (now, then): (HashSet<_>, HashSet<_>) =
+            (installed.iter().map(meaning).collect(), wanted.iter().map(meaning).collect());
+        let gone = installed.iter().filter(|old| old.destination.is_some() && !then.contains(&meaning(old)));
+        let new = wanted.iter().filter(|new| !now.contains(&meaning(new)));
+        gone.map(|old| show('-', old)).chain(new.map(|new| show('+', new))).collect()
     }
+}
+
+/// What a rule does, wherever it stands in the specification.
+type Meaning<'a> = (u8, Option<&'a str>, Option<u16>, Option<IpAddr>, Option<u16>);
+
+fn meaning(row: &RuleRow) -> Meaning<'_> {
+    (row.family, row.protocol.as_deref(), row.port, row.destination, row.target_port)
 }

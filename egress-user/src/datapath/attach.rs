@@ -4,13 +4,14 @@
 
 use std::fmt;
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, loaded_programs};
 use egress_ebpf::verdict::Hook as Place;
+use nix::net::if_::if_nametoindex;
 
 use super::error::hint;
-use super::{DatapathError, Interfaces, PinDir};
+use super::{DatapathError, Interfaces, PinDir, clsact};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,7 +104,12 @@ fn attach_tcx(
     let (interface, attach_type) = place(hook, interfaces);
     let refused = |source: ProgramError| attach_error(hook, interface, source);
     let pin = pins.link(hook.name());
-    if let Some(link) = live_link(&pin, interface, attach_type)? {
+    let live = live_link(&pin, interface, attach_type)?;
+    if live.is_none() && pin.exists() {
+        // Its interface has gone.
+        std::fs::remove_file(&pin).map_err(|source| pin_error("unpin", &pin, source))?;
+    }
+    if let Some(link) = live {
         let info = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?;
         if tag_of(info.program_id()) == program.info().ok().map(|new| new.tag()) {
             return Ok(Attached::Unchanged);
@@ -127,7 +133,28 @@ fn attach_tcx(
     Ok(Attached::New)
 }
 
-/// The pinned link, if it still is where it belongs. One whose interface has gone is unpinned.
+/// Whether the program of a hook is attached, in the way that is wanted.
+pub(super) fn is_attached(
+    hook: Place,
+    interfaces: &Interfaces,
+    pins: &PinDir,
+    how: Hook,
+) -> Result<bool, DatapathError> {
+    let (interface, attach_type) = place(hook, interfaces);
+    if if_nametoindex(interface).is_err() {
+        return Ok(false);
+    }
+    let pin = pins.link(hook.name());
+    let tcx = || Ok::<_, DatapathError>(live_link(&pin, interface, attach_type)?.is_some());
+    let clsact = || Ok::<_, DatapathError>(!our_filters(hook, interfaces)?.is_empty());
+    Ok(match how {
+        Hook::Auto => tcx()? || clsact()?,
+        Hook::Tcx => tcx()?,
+        Hook::Clsact => clsact()? && !pin.exists(),
+    })
+}
+
+/// The pinned link, if it still is where it belongs.
 fn live_link(
     pin: &std::path::Path,
     interface: &str,
@@ -144,7 +171,6 @@ fn live_link(
     if programs.iter().any(|program| program.id() == id) {
         return Ok(Some(link));
     }
-    std::fs::remove_file(pin).map_err(|source| pin_error("unpin", pin, source))?;
     Ok(None)
 }
 
@@ -160,34 +186,71 @@ fn attach_clsact(
 ) -> Result<Attached, DatapathError> {
     let (interface, attach_type) = place(hook, interfaces);
     let refused = |source: ProgramError| attach_error(hook, interface, source);
-    // There is one already, or the filter that is refused next says what is wrong.
-    let _ = tc::qdisc_add_clsact(interface);
+    let present = our_filters(hook, interfaces)?;
+    let tag = program.info().ok().map(|new| new.tag());
+    let pin = pins.link(hook.name());
+    if let [filter] = present.as_slice()
+        && tag_of(filter.program_id) == tag
+        && !pin.exists()
+    {
+        return Ok(Attached::Unchanged);
+    }
+    if let Err(refusal) = tc::qdisc_add_clsact(interface)
+        && clsact::is_taken_by_ingress(interface).unwrap_or(false)
+    {
+        // The kernel would take a filter for egress and run it at ingress.
+        let hint = ": it has an ingress qdisc in clsact's place, remove that (tc qdisc del ... ingress)";
+        let (program, interface) = (hook.name(), interface.to_owned());
+        return Err(DatapathError::Attach { program, interface, hint, source: Box::new(refusal) });
+    }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let (id, attached) = match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
-        Ok(id) => (id, Attached::New),
-        Err(_exists) => {
-            let old = SchedClassifierLink::attached(interface, attach_type, PRIORITY, HANDLE, None)
-                .map_err(|source| refused(tc::TcError::IoError(source).into()))?;
-            (program.attach_to_link(old).map_err(refused)?, Attached::Replaced)
-        }
+    let (id, attached) = if let Some(old) = present.first() {
+        let handle = TcHandle::from(old.handle);
+        let old = SchedClassifierLink::attached(interface, attach_type, old.priority, handle, None)
+            .map_err(|source| refused(tc::TcError::IoError(source).into()))?;
+        (program.attach_to_link(old).map_err(refused)?, Attached::Replaced)
+    } else {
+        let options = TcAttachOptions::Netlink(options);
+        (program.attach_with_options(interface, attach_type, options).map_err(refused)?, Attached::New)
     };
     // A filter lives until it is taken away; forgetting the handle keeps it from being taken away here.
     std::mem::forget(program.take_link(id).map_err(refused)?);
-    let pin = pins.link(hook.name());
     if pin.exists() {
         std::fs::remove_file(&pin).map_err(|source| pin_error("unpin", &pin, source))?;
     }
     Ok(attached)
 }
 
-/// Takes our clsact filter away, if there is one.
+/// The clsact filters that run our program of this hook: one, unless somebody else has been at it.
+fn our_filters(hook: Place, interfaces: &Interfaces) -> Result<Vec<clsact::Filter>, DatapathError> {
+    let (interface, attach_type) = place(hook, interfaces);
+    let mut filters =
+        clsact::filters(interface, attach_type).map_err(|source| filter_error("find", hook, interface, source))?;
+    filters.retain(|filter| filter.name == hook.name());
+    Ok(filters)
+}
+
+/// Takes our clsact filter away, if there is one, and the qdisc when that was the last filter on it. Returns whether there
+/// was anything.
 pub(super) fn detach_clsact(hook: Place, interfaces: &Interfaces) -> Result<bool, DatapathError> {
     let (interface, attach_type) = place(hook, interfaces);
-    match tc::qdisc_detach_program(interface, attach_type, hook.name()) {
-        Ok(()) => Ok(true),
-        // No such filter, no qdisc, or no interface: nothing to take away.
-        Err(_) => Ok(false),
+    let filters = our_filters(hook, interfaces)?;
+    if filters.is_empty() {
+        return Ok(false);
     }
+    let failed = |source| filter_error("remove", hook, interface, source);
+    for filter in &filters {
+        let handle = TcHandle::from(filter.handle);
+        let link =
+            SchedClassifierLink::attached(interface, attach_type, filter.priority, handle, None).map_err(failed)?;
+        link.detach().map_err(|source| attach_error(hook, interface, source))?;
+    }
+    clsact::remove_if_empty(interface).map_err(failed)?;
+    Ok(true)
+}
+
+fn filter_error(action: &'static str, hook: Place, interface: &str, source: std::io::Error) -> DatapathError {
+    DatapathError::Filter { action, program: hook.name(), interface: interface.to_owned(), source }
 }
 
 fn attach_error(hook: Place, interface: &str, source: ProgramError) -> DatapathError {

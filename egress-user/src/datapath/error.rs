@@ -51,6 +51,19 @@ pub enum DatapathError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The clsact filter of a program could not be found or taken away.
+    #[error("{action} the filter {program} of {interface}")]
+    Filter {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the program.
+        program: &'static str,
+        /// Name of the interface.
+        interface: String,
+        /// The kernel's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file of the pin directory could not be handled.
     #[error("{action} {}", path.display())]
     Pin {

@@ -2,7 +2,8 @@
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use egress_ebpf::contract::{config_flag, map};
+use bytemuck::Zeroable as _;
+use egress_ebpf::contract::{Config, config_flag, map};
 use egress_ebpf::verdict::Hook as Place;
 
 use super::attach::{self, Attached, Hook, ORDER};
@@ -13,7 +14,7 @@ use super::{DatapathError, Interfaces, PinDir, Tables, object};
 /// Programs loaded, maps pinned.
 pub struct Datapath {
     pins: PinDir,
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
     csum_ipv6: bool,
     fresh: bool,
@@ -27,6 +28,13 @@ pub struct Installed {
     pub hook: Hook,
     /// Whether anything was attached or replaced.
     pub changed: bool,
+}
+
+/// Tables that were in force when the datapath was suspended.
+#[must_use = "the datapath lets nothing pass"]
+pub struct Suspended {
+    generation: u8,
+    config: Box<Config>,
 }
 
 impl Datapath {
@@ -98,6 +106,31 @@ impl Datapath {
         self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
+    /// Lets no packet pass, until other tables are installed or [`resume`](Self::resume) puts these in force again.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read or written.
+    pub fn suspend(&mut self) -> Result<Suspended, DatapathError> {
+        let suspended = Suspended { generation: self.maps.generation()?, config: Box::new(self.maps.config()?) };
+        self.maps.set_config(suspended.generation, &Config::zeroed())?;
+        Ok(suspended)
+    }
+
+    /// Puts the tables in force again that [`suspend`](Self::suspend) found, for an external interface that may have got
+    /// another index. To be called on a thread inside the router's namespace, for it attaches the programs first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses something; nothing passes then.
+    pub fn resume(&mut self, suspended: Suspended, interfaces: &Interfaces, hook: Hook) -> Result<(), DatapathError> {
+        self.attach(interfaces, hook)?;
+        let config = Config { external_ifindex: interfaces.external.index, ..*suspended.config };
+        self.maps.set_config(suspended.generation, &config)?;
+        self.previous = None;
+        self.maps.switch(suspended.generation)
+    }
+
     /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).
     ///
     /// # Errors
@@ -128,6 +161,31 @@ impl Datapath {
         Ok(installed)
     }
 
+    /// Whether every map and program is where [`load`](Self::load) and [`attach`](Self::attach) left its pin.
+    pub fn is_pinned(&self) -> bool {
+        map::ALL.iter().all(|name| self.pins.map(name).exists())
+    }
+
+    /// Programs that are not attached, with the interface that each is missing on. To be called on a thread inside the
+    /// router's namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn missing(
+        pins: &PinDir,
+        interfaces: &Interfaces,
+        hook: Hook,
+    ) -> Result<Vec<(&'static str, String)>, DatapathError> {
+        let mut missing = Vec::new();
+        for place in ORDER {
+            if !attach::is_attached(place, interfaces, pins, hook)? {
+                missing.push((place.name(), attach::place(place, interfaces).0.to_owned()));
+            }
+        }
+        Ok(missing)
+    }
+
     /// Takes programs and maps of `pins` away. Idempotent; to be called on a thread inside the router's namespace. Returns
     /// whether there was anything.
     ///
@@ -152,7 +210,7 @@ impl Datapath {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let missing = DatapathError::Missing { kind: "program", name };
     let Some(program) = ebpf.program_mut(name) else { return Err(missing) };
     program.try_into().map_err(|_wrong_type| missing)

@@ -136,9 +136,14 @@ impl Maps {
             let key = RuleKey { generation: new, family: *family, protocol: *protocol, pad: 0, port: *port, pad2: 0 };
             self.rules.insert(array_of(&key), array_of(value), 0).map_err(failed("write", map::RULES))?;
         }
-        self.config.set(u32::from(new), array_of(&config), 0).map_err(failed("write", map::CONFIG))?;
+        self.set_config(new, &config)?;
         self.switch(new)?;
         Ok(Some(old))
+    }
+
+    /// Gives a generation other settings.
+    pub(super) fn set_config(&mut self, generation: u8, config: &Config) -> Result<(), DatapathError> {
+        self.config.set(u32::from(generation), array_of(config), 0).map_err(failed("write", map::CONFIG))
     }
 
     /// Puts a generation in force.

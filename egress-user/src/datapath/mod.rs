@@ -9,9 +9,10 @@
 //! - The tables in force change by one 32-bit store ([`contract::map::ACTIVE`](egress_ebpf::contract::map::ACTIVE)); a
 //!   packet sees the old ones or the new ones, never a mixture.
 //! - An address keeps its index in `SOURCES` while it is in use: flows in the table name it by that index.
-//! - Nothing here knows netlink or the specification.
+//! - Nothing here knows the specification, and of netlink only the clsact filters.
 
 mod attach;
+mod clsact;
 mod error;
 mod flows;
 mod load;
@@ -20,11 +21,13 @@ mod object;
 mod pins;
 mod read;
 mod tables;
+mod test_run;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
 pub use flows::{FlowRow, Swept};
-pub use load::{Datapath, Installed};
+pub use load::{Datapath, Installed, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use tables::{Interface, Interfaces, Settings, Tables};
+pub use test_run::{Arrival, Departure};

@@ -102,8 +102,9 @@ impl PinDir {
             gone("unpin", &entry.path(), std::fs::remove_file(entry.path()));
         }
         gone("remove directory", &self.path, std::fs::remove_dir(&self.path));
-        // Another layout's pins, of another version of this program, may still be there.
+        // Another layout's pins, of another version of this program, or other routers' may still be there.
         let _ = std::fs::remove_dir(&self.router);
+        let _ = std::fs::remove_dir(&self.root);
         if errors.is_empty() { Ok(true) } else { Err(errors) }
     }
 }

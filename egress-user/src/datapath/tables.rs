@@ -48,6 +48,8 @@ pub struct Settings {
     pub ephemeral_ports: (u16, u16),
     /// Idle timeouts in seconds, by class.
     pub timeouts_s: [u32; timeout::CLASSES],
+    /// Whether plain packets are sent past the kernel's stack. Without it the kernel forwards them all.
+    pub redirect: bool,
 }
 
 impl Default for Settings {
@@ -58,6 +60,7 @@ impl Default for Settings {
             local_ports: Vec::new(),
             ephemeral_ports: (32768, 60999),
             timeouts_s: timeout::defaults_s(),
+            redirect: true,
         }
     }
 }
@@ -102,7 +105,7 @@ impl Tables {
             config: Config {
                 cluster_ifindex: interfaces.cluster.index,
                 external_ifindex: interfaces.external.index,
-                flags: config_flag::REDIRECT,
+                flags: if settings.redirect { config_flag::REDIRECT } else { 0 },
                 snat_v4: Slice::default(),
                 snat_v6: Slice::default(),
                 snat_port_first: first,

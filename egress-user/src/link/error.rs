@@ -30,6 +30,14 @@ pub enum LinkError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// Another `egress-router` works on the namespace.
+    #[error("network namespace {netns} is in the hands of {holder}: end it first, or edit the file that it follows")]
+    Busy {
+        /// As the user named it.
+        netns: String,
+        /// Who has it.
+        holder: Holder,
+    },
     /// Reading the present state failed.
     #[error("read {what} of network namespace {netns}")]
     Observe {
@@ -211,6 +219,19 @@ pub enum LinkError {
         /// The reason.
         source: io::Error,
     },
+}
+
+/// The process that works on a namespace, when it can be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(pub(super) Option<u32>);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "another egress-router (process {pid})"),
+            None => f.write_str("another egress-router"),
+        }
+    }
 }
 
 /// Why an interface cannot carry a macvlan.

@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
 
-use super::error::LinkError;
+use super::error::{Holder, LinkError};
 use super::sys;
 
 /// How a network namespace is named on the command line.
@@ -150,6 +152,23 @@ impl Netns {
         .map_err(|source| LinkError::EnterNetns { netns: self.label.clone(), source })
     }
 
+    /// Keeps other processes that ask the same from the namespace, for as long as the result lives. The lock is on the
+    /// namespace itself: there is no file to clean up, and it holds between containers that share nothing else.
+    ///
+    /// # Errors
+    /// [`LinkError::Busy`] when another process has it; [`LinkError::OpenNetns`] when it cannot be locked at all.
+    pub fn lock(&self) -> Result<NetnsLock, LinkError> {
+        let failed = |source| LinkError::OpenNetns { netns: self.label.clone(), path: PathBuf::new(), source };
+        let file = self.file.try_clone().map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(NetnsLock { _lock: lock }),
+            Err((file, Errno::EWOULDBLOCK)) => {
+                Err(LinkError::Busy { netns: self.label.clone(), holder: Holder(lock_holder(&file)) })
+            }
+            Err((_, error)) => Err(failed(error.into())),
+        }
+    }
+
     /// Whether both are the same namespace.
     ///
     /// # Errors
@@ -165,6 +184,24 @@ impl Netns {
         };
         Ok(inode(self)? == inode(other)?)
     }
+}
+
+/// A namespace that other processes leave alone meanwhile: see [`Netns::lock`].
+#[derive(Debug)]
+pub struct NetnsLock {
+    _lock: Flock<File>,
+}
+
+/// The process that has the lock, as far as this process may know: `1: FLOCK  ADVISORY  WRITE 4711 00:04:4026532281 0 EOF`.
+fn lock_holder(file: &File) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (kind, pid, place) = (words.next()?, words.nth(2)?, words.next()?);
+        (kind == "FLOCK" && place.rsplit(':').next()? == inode).then(|| pid.parse().ok())?
+    })
 }
 
 impl fmt::Display for Netns {

@@ -39,6 +39,12 @@ impl Plan {
         self.changes().next().is_none()
     }
 
+    /// Whether an interface is taken away to make another one in its place: what was attached to it goes along.
+    #[must_use]
+    pub fn replaces_link(&self) -> bool {
+        self.link_stage.iter().any(|change| matches!(change, Change::DeleteLink(_)))
+    }
+
     /// All steps in order.
     pub fn changes(&self) -> impl Iterator<Item = &Change> {
         self.link_stage.iter().chain(&self.claim_stage)

@@ -50,12 +50,15 @@ impl Record {
     pub(super) fn save(&self, path: &Path) -> Result<(), LinkError> {
         let failed = |source| LinkError::Record { path: path.to_owned(), source };
         if *self == Self::default() {
-            return match std::fs::remove_file(path) {
+            let removed = match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
                 _ => Ok(()),
             };
+            // Not empty: other routers' records are there.
+            let _ = path.parent().map(std::fs::remove_dir);
+            return removed;
         }
-        let write = || {
+        let write = || -> io::Result<()> {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
@@ -65,7 +68,10 @@ impl Record {
             std::fs::write(&beside, serde_json::to_vec_pretty(self)?)?;
             std::fs::rename(&beside, path)
         };
-        write().map_err(failed)
+        // The last record of another router may take the folder away between making it and writing to it.
+        write()
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { write() } else { Err(error) })
+            .map_err(failed)
     }
 
     /// With what these changes are about to overwrite. The oldest value of a setting stays.

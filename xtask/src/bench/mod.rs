@@ -89,8 +89,10 @@ impl Workload {
     /// The paths that it wants of those rigs.
     fn paths(self) -> &'static [Path] {
         match self {
-            Self::UdpSmall => &[Path::Tc, Path::Nft, Path::Iptables, Path::Forward, Path::Redirect, Path::Floor],
-            Self::NewFlows => &[Path::Tc, Path::Nft, Path::Iptables, Path::Floor],
+            Self::UdpSmall => {
+                &[Path::Tc, Path::TcSlow, Path::Nft, Path::Iptables, Path::Forward, Path::Redirect, Path::Floor]
+            }
+            Self::NewFlows => &[Path::Tc, Path::TcSlow, Path::Nft, Path::Iptables, Path::Floor],
             Self::Crr | Self::Rr | Self::Streams => &Path::BOTH_WAYS,
             Self::Memory => &[Path::Tc, Path::Nft],
             Self::Programs | Self::Restart => &[Path::Tc],
@@ -177,8 +179,7 @@ fn measure(bench: &mut Bench, parts: &Parts, wanted: &[Workload]) -> Result<()> 
     let mut paths = paths.copied().collect::<Vec<_>>();
     paths.sort_unstable();
     paths.dedup();
-    let mut rules = Rules::udp(9000, 4);
-    rules.ports.splice(0..0, sockets::PORTS);
+    let rules = Rules::udp(9000, 4).after(&sockets::PORTS);
     let build = |uplink| {
         let (parts, rules) = (parts, &rules);
         move |path: &Path| Rig::build(parts, *path, uplink, rules, SHARED_FLOWS)

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use egress_lab::address::{GATEWAY, Host, ON_LINK, ROUTER, SNAT, client};
 use egress_lab::kernel_nat::{self, Filter, KernelNat, Rule, Uplink};
+use egress_lab::processor::Core;
 use egress_lab::router::Router;
-use egress_lab::source::{Source, Traffic};
+use egress_lab::source::{Source, Traffic, all_arrived};
 use egress_lab::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, OUTSIDE_INTERFACE, set_offload};
 use egress_lab::{Family, Lab, Netns, Options, bpf, udp, wait_until};
 
@@ -27,6 +28,8 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 pub(super) enum Path {
     /// egress-router, its tc programs.
     Tc,
+    /// The same, with the kernel's stack between ingress and egress for every packet.
+    TcSlow,
     /// The original's rules, nftables.
     Nft,
     /// The same rules, iptables.
@@ -41,11 +44,16 @@ pub(super) enum Path {
 
 impl Path {
     /// Those that can carry connections.
-    pub(super) const BOTH_WAYS: [Self; 4] = [Self::Tc, Self::Nft, Self::Iptables, Self::Forward];
+    pub(super) const BOTH_WAYS: [Self; 5] = [Self::Tc, Self::TcSlow, Self::Nft, Self::Iptables, Self::Forward];
+
+    /// Whether egress-router is what forwards.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Tc | Self::TcSlow)
+    }
 
     /// Whether clients speak to the router, and not to the destination itself.
     fn translates(self) -> bool {
-        matches!(self, Self::Tc | Self::Nft | Self::Iptables)
+        self.is_ours() || matches!(self, Self::Nft | Self::Iptables)
     }
 
     /// Whether it keeps flows.
@@ -57,6 +65,7 @@ impl Path {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Tc => "tc",
+            Self::TcSlow => "tc-slow",
             Self::Nft => "nft",
             Self::Iptables => "iptables",
             Self::Forward => "forward",
@@ -84,7 +93,9 @@ pub(super) fn uplink_name(uplink: Uplink) -> &'static str {
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub(super) ports: Vec<(&'static str, u16)>,
-    pub(super) to: Host,
+    /// The first of the ports, all UDP and in a row, that the source sends to.
+    first: u16,
+    to: Host,
 }
 
 impl Rules {
@@ -92,12 +103,18 @@ impl Rules {
     pub(super) fn udp(first: u16, count: u32) -> Self {
         let last = u32::from(first) + count.saturating_sub(1);
         let last = u16::try_from(last).unwrap_or(u16::MAX);
-        Self { ports: (first..=last).map(|port| ("udp", port)).collect(), to: ON_LINK }
+        Self { ports: (first..=last).map(|port| ("udp", port)).collect(), first, to: ON_LINK }
+    }
+
+    /// With others before them.
+    pub(super) fn after(mut self, others: &[(&'static str, u16)]) -> Self {
+        self.ports.splice(0..0, others.iter().copied());
+        self
     }
 
     /// The same ports, led to another host.
     pub(super) fn led_to(&self, to: Host) -> Self {
-        Self { ports: self.ports.clone(), to }
+        Self { to, ..self.clone() }
     }
 
     /// As an EgressRouter, for both families.
@@ -151,6 +168,8 @@ pub(super) struct Rig {
     pub(super) source: Source,
     pub(super) lab: Lab,
     pub(super) rules: Rules,
+    /// Of what the source sends.
+    family: Family,
 }
 
 impl Rig {
@@ -176,11 +195,12 @@ impl Rig {
     ) -> Result<Self> {
         let lab = Lab::build(&Options::default())?;
         let source = Source::load(&parts.object)?;
-        let mut rig = Self { path, uplink, router: None, source, lab, rules: rules.clone() };
+        let mut rig = Self { path, uplink, router: None, source, lab, rules: rules.clone(), family: Family::V4 };
         match path {
-            Path::Tc => {
+            Path::Tc | Path::TcSlow => {
+                let fast = if path == Path::Tc { "on" } else { "off" };
                 let mut router = Router::of(&rig.lab, &rules.spec(), parts.binary.clone())?
-                    .with_arguments(["--flows".to_owned(), flows.to_string()]);
+                    .with_arguments([format!("--flows={flows}"), format!("--fast-path={fast}")]);
                 router.start()?;
                 rig.router = Some(router);
             }
@@ -193,7 +213,7 @@ impl Rig {
             Path::Redirect => {
                 rig.source.redirect_at(&rig.lab.router, CLUSTER_INTERFACE, EXTERNAL_INTERFACE, ON_LINK.both())?;
             }
-            Path::Tc | Path::Forward => {}
+            Path::Tc | Path::TcSlow | Path::Forward => {}
         }
         if path == Path::Nft || path == Path::Iptables {
             // Devices check checksums; the source's frames come from none, and the rules shall not pay for that.
@@ -226,7 +246,7 @@ impl Rig {
 
     /// Sends datagrams until one is answered, and checks whom the server saw.
     fn proven(&self, family: Family) -> Result<()> {
-        let port = self.rules.ports.iter().find(|(protocol, _)| *protocol == "udp").map_or(9, |(_, port)| *port);
+        let port = self.rules.first;
         let server = udp::UdpServer::start(&self.lab.outside, SocketAddr::new(self.rules.to.ip(family), port))?;
         let (from, to) = (SocketAddr::new(client(0).ip(family), 0), SocketAddr::new(self.address(family), port));
         let source = if self.path.translates() { SNAT } else { client(0) }.ip(family);
@@ -245,7 +265,6 @@ impl Rig {
 
     /// Packets of one family for this path: so many flows.
     pub(super) fn traffic(&self, family: Family, flows: u32) -> Result<Traffic> {
-        let first_rule = self.rules.ports.iter().find(|(protocol, _)| *protocol == "udp").map_or(9, |(_, port)| *port);
         // A redirect takes what is sent to the router; packets that are not the source's are forwarded there.
         let to = if self.path == Path::Redirect { ROUTER.ip(family) } else { self.address(family) };
         let first = egress_lab::address::pod(FIRST_CLIENT).ip(family);
@@ -254,7 +273,7 @@ impl Rig {
             client: first,
             clients: 1,
             to,
-            first_rule,
+            first_rule: self.rules.first,
             rules: 1,
             first_port: 20_000,
             ports: u16::try_from(flows).unwrap_or(u16::MAX),
@@ -266,6 +285,7 @@ impl Rig {
 
     /// Sends this from now on.
     pub(super) fn choose(&mut self, traffic: &Traffic) -> Result<()> {
+        self.family = Family::of(traffic.to);
         self.source.choose(&self.lab.client, CLIENT_INTERFACE, traffic)
     }
 
@@ -276,9 +296,17 @@ impl Rig {
         Ok(flows / 2)
     }
 
-    /// The source that the far end must see.
-    pub(super) fn expected_source(&self, family: Family) -> Option<IpAddr> {
-        self.path.translates().then(|| SNAT.ip(family))
+    /// The host that all rules lead to.
+    pub(super) fn server(&self, family: Family) -> IpAddr {
+        self.rules.to.ip(family)
+    }
+
+    /// Sends packets, all of which must arrive, from the address that the far end is to see. Returns nanoseconds for each.
+    pub(super) fn send(&mut self, core: Core, packets: u32) -> Result<f64> {
+        let cost = self.source.send(&self.lab.client, core, packets)?;
+        let source = self.path.translates().then(|| SNAT.ip(self.family));
+        all_arrived(&cost, source).with_context(|| format!("packets by {}", self.path))?;
+        Ok(cost.ns_per_packet())
     }
 }
 

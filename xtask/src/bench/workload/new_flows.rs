@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use egress_lab::Family;
-use egress_lab::source::{Traffic, all_arrived};
+use egress_lab::source::Traffic;
 
 use super::super::record::median;
 use super::super::rig::{Path, Rig};
@@ -38,9 +38,7 @@ pub(in super::super) fn run(bench: &mut Bench, rigs: &mut [Rig]) -> Result<()> {
             for _ in 0..SLICES {
                 for (rig, slices) in rigs.iter_mut().zip(&mut slices) {
                     bench.go_on()?;
-                    let cost = rig.source.send(&rig.lab.client, bench.core, SLICE)?;
-                    all_arrived(&cost, rig.expected_source(family))?;
-                    slices.push(cost.ns_per_packet());
+                    slices.push(rig.send(bench.core, SLICE)?);
                     bench.breathe();
                 }
             }

@@ -22,7 +22,7 @@ const PACKETS: u32 = 8192;
 pub(in super::super) fn run(bench: &mut Bench, rigs: &mut [Rig]) -> Result<()> {
     for rig in rigs.iter_mut().filter(|rig| rig.path == Path::Tc) {
         for family in Family::ALL {
-            let at = SocketAddr::new(rig.rules.to.ip(family), 5002);
+            let at = SocketAddr::new(rig.server(family), 5002);
             let server = Server::start(&rig.lab.outside, at, Service::Echo, bench.core)?;
             let to = SocketAddr::new(rig.address(family), 5002);
             let traffic = rig.traffic(family, 64)?;

@@ -15,7 +15,7 @@ use super::{Bench, subject};
 pub(in super::super) const PORTS: [(&str, u16); 4] = [("tcp", 5001), ("tcp", 5002), ("tcp", 5003), ("udp", 5004)];
 
 /// Slices of each path in a round, taken in turns.
-const SLICES: usize = 3;
+const SLICES: usize = 7;
 
 /// One of these workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,16 +60,16 @@ impl Load {
                 |part: usize| times.get(times.len() * part / 100).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6);
             vec![(format!("{name}-p50"), "us", at(50)), (format!("{name}-p99"), "us", at(99))]
         };
-        let requests = if quick { 1500 } else { 3000 };
+        let requests = if quick { 1000 } else { 2000 };
         Ok(match self {
             Self::Crr => {
-                let lasting = Duration::from_millis(if quick { 150 } else { 250 });
+                let lasting = Duration::from_millis(if quick { 60 } else { 100 });
                 vec![(name, "connections/s", load::connections(client, to, core, lasting)?)]
             }
             Self::Rr => latency(load::tcp_requests(client, to, core, requests)?),
             Self::UdpRr => latency(load::udp_requests(client, to, core, requests)?),
             Self::Stream(streams) => {
-                let bytes = (if quick { 64 } else { 128 } << 20) / streams;
+                let bytes = (if quick { 32 } else { 64 } << 20) / streams;
                 let rate = load::streams(client, to, core, streams, bytes)?;
                 vec![(name, "Gbit/s", rate * 8.0 / 1e9)]
             }
@@ -89,7 +89,7 @@ pub(in super::super) fn run(bench: &mut Bench, rigs: &[Rig], load: Load) -> Resu
     let rigs = rigs.iter().filter(|rig| Path::BOTH_WAYS.contains(&rig.path)).collect::<Vec<_>>();
     for family in Family::ALL {
         let serve = |rig: &&Rig| -> Result<Serving> {
-            let at = SocketAddr::new(rig.rules.to.ip(family), load.port());
+            let at = SocketAddr::new(rig.server(family), load.port());
             let service = match load {
                 Load::Crr => Service::Once,
                 Load::Rr => Service::Echo,

@@ -6,7 +6,6 @@
 use anyhow::Result;
 use egress_lab::Family;
 use egress_lab::kernel_nat::Uplink;
-use egress_lab::source::all_arrived;
 
 use super::super::record::median;
 use super::super::rig::{Path, Rig};
@@ -37,9 +36,7 @@ pub(in super::super) fn run(bench: &mut Bench, rigs: &mut [Rig], uplink: Uplink)
             for _ in 0..SLICES {
                 for (rig, slices) in rigs.iter_mut().zip(&mut slices) {
                     bench.go_on()?;
-                    let cost = rig.source.send(&rig.lab.client, bench.core, SLICE)?;
-                    all_arrived(&cost, rig.expected_source(family))?;
-                    slices.push(cost.ns_per_packet());
+                    slices.push(rig.send(bench.core, SLICE)?);
                     bench.breathe();
                 }
             }

@@ -1,0 +1,62 @@
+//! The datapath without its agent.
+
+use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::icmp::Echo;
+use egress_lab::{Family, Options};
+
+use crate::live::{LiveTcp, LiveUdp};
+use crate::rig::{Rig, Spec, TIMEOUT, at};
+
+#[test]
+fn what_apply_set_up_works_with_nothing_running() {
+    // A specification has one fallback, which serves its own family: hence a rig for each.
+    for fallback in Family::ALL {
+        let spec = Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None).fallback(SERVER_2.ip(fallback));
+        let rig = Rig::prepare(&Options::default(), &spec, &[]);
+        rig.router.apply().unwrap();
+        for family in Family::ALL {
+            let _tcp = rig.tcp_server(at(SERVER_1, family, 8080));
+            let _udp = rig.udp_server(at(SERVER_1, family, 7000));
+            for (source_port, number) in [(30_000, 0), (30_000, 1)] {
+                let from = at(client(number), family, source_port);
+                assert_eq!(rig.tcp(from, 80).1.source.ip(), SNAT.ip(family));
+                assert_eq!(rig.udp(from, 7000).1.source.ip(), SNAT.ip(family));
+            }
+        }
+        let _fallback = rig.tcp_server(at(SERVER_2, fallback, 443));
+        assert_eq!(rig.tcp(at(client(0), fallback, 0), 443).1.server, at(SERVER_2, fallback, 443));
+        let (from, to) = (client(0).ip(fallback), ROUTER.ip(fallback));
+        let echo = Echo { from, to, id: 7, sequence: 1, payload: b"nobody runs" };
+        assert_eq!(echo.exchange(&rig.client, TIMEOUT).result.unwrap(), to);
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_and_restarted_loses_no_packet() {
+    let spec = Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None);
+    let mut rig = Rig::start(&spec);
+    let mut servers = Vec::new();
+    for family in Family::ALL {
+        servers.push((rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    }
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    for _ in 0..5 {
+        rig.router.kill().unwrap();
+        for family in Family::ALL {
+            // While nobody runs, new flows are opened too.
+            rig.tcp(at(client(1), family, 0), 80);
+            rig.udp(at(client(1), family, 0), 7000);
+        }
+        udp.iter().for_each(LiveUdp::wait);
+        rig.router.start().unwrap();
+        tcp.iter().for_each(LiveTcp::wait);
+        udp.iter().for_each(LiveUdp::wait);
+    }
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
+}
