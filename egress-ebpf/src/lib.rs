@@ -19,6 +19,7 @@
 //! | [`tcp`] | in which state is a connection? |
 //! | [`sctp`] | and in which an association? |
 //! | [`timeout`] | how long may a flow be idle? |
+//! | [`source`] | which packets does the benchmark send? |
 #![no_std]
 
 pub mod addr;
@@ -27,6 +28,7 @@ pub mod contract;
 pub mod crc32c;
 pub mod ports;
 pub mod sctp;
+pub mod source;
 pub mod tcp;
 pub mod timeout;
 pub mod verdict;

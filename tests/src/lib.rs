@@ -23,6 +23,10 @@
 //! | [`probe`] | one packet through one rule, and what became of it |
 //! | [`kernel_nat`] | nftables in the place of the router, for comparison |
 //! | [`router`] | the real `egress-router` binary in the lab |
+//! | [`load`] | connections, requests and streams by the thousand |
+//! | [`source`] | packets by the million, and what each costs |
+//! | [`bpf`] | time of programs, memory of tables |
+//! | [`processor`] | a processor of one's own, and the time spent on it |
 //! | [`sandbox`] | a program as on a kernel that lacks something |
 //! | [`interrupt`] | staying until Ctrl-C |
 //!
@@ -32,6 +36,7 @@
 //! Everything returns `Result`, for `cargo xtask run` reports errors; tests unwrap.
 
 pub mod address;
+pub mod bpf;
 pub mod capture;
 pub mod detector;
 pub mod endpoint;
@@ -39,12 +44,15 @@ pub mod icmp;
 pub mod inject;
 pub mod interrupt;
 pub mod kernel_nat;
+pub mod load;
 pub mod netns;
 pub mod packet;
 pub mod pcap;
 pub mod probe;
+pub mod processor;
 pub mod router;
 pub mod sandbox;
+pub mod source;
 mod sys;
 pub mod tcp;
 pub mod topology;

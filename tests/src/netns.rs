@@ -127,6 +127,14 @@ impl Netns {
         feed(&mut command, rules).with_context(|| format!("rules of nft:\n{rules}"))
     }
 
+    /// Runs a program in the namespace that reads `input`, and must succeed.
+    ///
+    /// # Errors
+    /// When it is missing or fails, with what it said.
+    pub fn feed(&self, program: &str, input: &str) -> Result<()> {
+        feed(&mut self.command(program), input)
+    }
+
     /// The link-layer address of an interface.
     ///
     /// # Errors

@@ -52,11 +52,19 @@ impl Router {
     /// # Errors
     /// When there is no binary (`cargo xtask build` makes it), or the file cannot be written.
     pub fn new(lab: &Lab, spec: &str) -> Result<Self> {
+        Self::of(lab, spec, binary()?)
+    }
+
+    /// As [`new`](Self::new), of another binary than the one beside the running program, such as an optimised one.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn of(lab: &Lab, spec: &str, binary: PathBuf) -> Result<Self> {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep);
         let files = tempfile::Builder::new().prefix("egress-lab").tempdir().context("make a directory for the spec")?;
         let router = Self {
-            binary: binary()?,
+            binary,
             files,
             bpffs: Path::new(BPFFS).join(netns::unique_name("router")),
             netns: lab.router.name().to_owned(),
@@ -270,6 +278,20 @@ impl Router {
         let mut command = Command::new(&self.binary);
         command.arg(verb).args(["--netns", &self.netns]).arg("--bpffs").arg(&self.bpffs);
         command
+    }
+
+    /// Where one of its tables or links is pinned.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn pin(&self, name: &str) -> Result<PathBuf> {
+        // The router's own directories in between are named by the namespace and the layout.
+        let below = |dir: &Path| {
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let layouts = below(&self.bpffs).into_iter().flat_map(|router| below(&router));
+        let pin = layouts.map(|layout| layout.join(name)).find(|pin| pin.exists());
+        pin.with_context(|| format!("nothing is pinned as {name} under {}", self.bpffs.display()))
     }
 
     fn has_ended(&mut self) -> bool {

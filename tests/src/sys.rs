@@ -54,6 +54,14 @@ pub(crate) fn packet_drops(socket: &OwnedFd) -> io::Result<u64> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics.tp_drops.into()) }
 }
 
+/// Makes the calling thread run before every ordinary one (SCHED_FIFO, lowest priority).
+pub(crate) fn run_first() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is to a parameter block that lives through the call; 0 is the calling thread.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// From now on, the `bpf` system call of this thread, and of what it starts, fails as on a kernel built without it.
 pub(crate) fn refuse_bpf() -> io::Result<()> {
     let statement =

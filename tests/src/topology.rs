@@ -261,6 +261,16 @@ pub fn switch_offloads_off(netns: &Netns, device: &str) -> Result<()> {
     netns::output(&mut command).map(|_| ()).with_context(|| format!("switch offloads of {device} off"))
 }
 
+/// Switches one of a device's offloads, by the name that `ethtool` has for it.
+///
+/// # Errors
+/// When `ethtool` is missing or the device is.
+pub fn set_offload(netns: &Netns, device: &str, offload: &str, on: bool) -> Result<()> {
+    let mut command = netns.command("ethtool");
+    command.args(["-K", device, offload, if on { "on" } else { "off" }]);
+    netns::output(&mut command).map(|_| ()).with_context(|| format!("switch {offload} of {device}"))
+}
+
 /// Makes a veth pair, each end in its namespace and up.
 fn veth(one: (&Netns, &str), other: (&Netns, &str), mtu: u32) -> Result<()> {
     let mtu = mtu.to_string();

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: the BPF object with the BPF toolchain, then the binary for this host.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -26,7 +26,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// Runs the verb.
 pub(crate) fn build(args: &Args) -> Result<ExitCode> {
     let toolchain = setup::ensure()?;
-    bpf_object(&toolchain)?;
+    bpf_object(&toolchain, &DATAPATH, &workspace::bpf_object())?;
     if !args.bpf_only {
         binary(args.release)?;
     }
@@ -36,8 +36,19 @@ pub(crate) fn build(args: &Args) -> Result<ExitCode> {
 /// Everything that running the router needs, in the debug profile.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = setup::ensure()?;
-    bpf_object(&toolchain)?;
+    bpf_object(&toolchain, &DATAPATH, &workspace::bpf_object())?;
     binary(false)
+}
+
+/// Everything that the benchmark needs: the router, optimised, and the benchmark's own programs. Returns the binary and the
+/// object with the programs.
+pub(crate) fn for_bench() -> Result<(PathBuf, PathBuf)> {
+    let toolchain = setup::ensure()?;
+    bpf_object(&toolchain, &DATAPATH, &workspace::bpf_object())?;
+    let object = workspace::target_dir().join("bpf/egress-bench.o");
+    bpf_object(&toolchain, &BENCH, &object)?;
+    binary(true)?;
+    Ok((workspace::target_dir().join("release/egress-router"), object))
 }
 
 /// Builds `egress-router` for this host; its build script embeds the BPF object.
@@ -51,9 +62,20 @@ fn binary(release: bool) -> Result<()> {
     workspace::run(&mut cargo)
 }
 
-/// Builds the BPF object and puts it where egress-user's build script looks, touching it only when it changed.
-fn bpf_object(toolchain: &Toolchain) -> Result<()> {
-    eprintln!("building the BPF object with {}", toolchain.compiler);
+/// A BPF object: a bin target of egress-ebpf, and the feature that it is built with.
+struct Object {
+    bin: &'static str,
+    feature: &'static str,
+}
+
+/// The router's programs; egress-user's build script looks for them.
+const DATAPATH: Object = Object { bin: "egress-datapath", feature: "program" };
+/// The benchmark's.
+const BENCH: Object = Object { bin: "egress-bench", feature: "bench-program" };
+
+/// Builds a BPF object and puts it at `to`, touching that only when it changed.
+fn bpf_object(toolchain: &Toolchain, object: &Object, to: &Path) -> Result<()> {
+    eprintln!("building the BPF object {} with {}", object.bin, toolchain.compiler);
     // A target directory of its own: cargo locks one for the whole build, and the two toolchains share nothing.
     let target_dir = workspace::target_dir().join("bpf-build");
     let flags = [
@@ -72,15 +94,15 @@ fn bpf_object(toolchain: &Toolchain) -> Result<()> {
         .env("RUSTC", &toolchain.compiler.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .args(["build", "--locked", "--package", "egress-ebpf", "--bin", "egress-datapath", "--features", "program"])
+        .args(["build", "--locked", "--package", "egress-ebpf", "--bin", object.bin, "--features", object.feature])
         .args(["--profile", "bpf", "--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(&target_dir);
     workspace::run(&mut cargo)?;
 
-    let built = target_dir.join(TARGET).join("bpf/egress-datapath");
-    let object = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    all_symbols_defined(&built, &object)?;
-    publish(&object, &workspace::bpf_object())
+    let built = target_dir.join(TARGET).join("bpf").join(object.bin);
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    all_symbols_defined(&built, &bytes)?;
+    publish(&bytes, to)
 }
 
 /// Fails when the object calls something that it does not hold.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod check;
 mod progress;
@@ -36,6 +37,8 @@ enum Verb {
     Run(run::Args),
     /// Run the tests: one layer of them, or all
     Test(test::Args),
+    /// Measure the router against its peers
+    Bench(bench::Args),
     /// Formatting, lints and documentation
     Check(check::Args),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::build(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Test(args) => test::test(&args),
+        Verb::Bench(args) => bench::bench(&args),
         Verb::Check(args) => check::check(&args),
     };
     match done {

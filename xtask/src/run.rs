@@ -2,7 +2,7 @@
 
 mod poke;
 mod rules;
-mod table;
+pub(crate) mod table;
 
 use std::fs;
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 /// Rows with each column as wide as its longest cell.
-pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

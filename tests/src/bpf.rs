@@ -1,0 +1,92 @@
+//! What the kernel says of programs and tables.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::loaded_programs;
+use aya::sys::{Stats, enable_stats};
+
+/// A table and its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// Entries that it has room for.
+    pub entries: u32,
+    /// Memory that it is charged with.
+    pub bytes: u64,
+}
+
+/// Key and value of the router's flows, as bytes.
+type Key = [u8; size_of::<egress_ebpf::contract::FlowKey>()];
+type Value = [u8; size_of::<egress_ebpf::contract::Flow>()];
+
+/// How often a program ran, and for how long in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runs {
+    /// How often.
+    pub count: u64,
+    /// How long, in nanoseconds.
+    pub ns: u64,
+}
+
+/// A pinned table.
+///
+/// # Errors
+/// When nothing is pinned there.
+pub fn table(pin: &Path) -> Result<Table> {
+    let entries = MapInfo::from_pin(pin).with_context(|| format!("read table {}", pin.display()))?.max_entries();
+    let map = MapData::from_pin(pin).with_context(|| format!("open table {}", pin.display()))?;
+    let of = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&of).with_context(|| format!("read {of}"))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    Ok(Table { entries, bytes: bytes.with_context(|| format!("no memory of {} in {text:?}", pin.display()))? })
+}
+
+/// How many entries a pinned hash table holds. Walks all of it.
+///
+/// # Errors
+/// When nothing is pinned there, or it is no hash table of such keys.
+pub fn entries(pin: &Path) -> Result<u64> {
+    let map = MapData::from_pin(pin).with_context(|| format!("open table {}", pin.display()))?;
+    let map = Map::from_map_data(map).with_context(|| format!("kind of table {}", pin.display()))?;
+    let map = HashMap::<MapData, Key, Value>::try_from(map).with_context(|| format!("type of {}", pin.display()))?;
+    let mut entries = 0;
+    for key in map.keys() {
+        key.with_context(|| format!("walk table {}", pin.display()))?;
+        entries += 1;
+    }
+    Ok(entries)
+}
+
+/// Size of an object of a slab, if there is one of that name.
+pub fn slab_object_bytes(slab: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/slabinfo").ok()?;
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(slab))?;
+    // Name, live objects, objects, bytes of one.
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// Has the kernel count how long programs run, until the result is dropped.
+///
+/// # Errors
+/// When it cannot: before Linux 5.8, or without the right to.
+pub fn count_time() -> Result<OwnedFd> {
+    enable_stats(Stats::RunTime).context("count the time of programs")
+}
+
+/// What the kernel has counted of the program of a pinned link.
+///
+/// # Errors
+/// When nothing is pinned there.
+pub fn runs(link: &Path) -> Result<Runs> {
+    let pinned = PinnedLink::from_pin(link).with_context(|| format!("open link {}", link.display()))?;
+    let link_info = FdLink::from(pinned).info().with_context(|| format!("read link {}", link.display()))?;
+    let id = link_info.program_id();
+    let program = loaded_programs().flatten().find(|program| program.id() == id);
+    let program = program.with_context(|| format!("no program behind {}", link.display()))?;
+    let time = program.run_time();
+    Ok(Runs { count: program.run_count(), ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) })
+}
