@@ -91,13 +91,15 @@ pub const fn class(request: u8, reply: u8) -> Class {
 /// port right after the old connection has closed (RFC 9293 section 3.6.1; conntrack reopens in the same states).
 #[inline(always)]
 pub const fn reopens(flags: u8, state: Class) -> bool {
-    opens(flags) && matches!(state, Class::TcpTimeWait | Class::TcpClose | Class::SctpClosed | Class::SctpShutdown)
+    opens(flags)
+        && flags & flag::FIN == 0
+        && matches!(state, Class::TcpTimeWait | Class::TcpClose | Class::SctpClosed | Class::SctpShutdown)
 }
 
 /// Whether these header flags try to open a connection.
 #[inline(always)]
 pub const fn opens(flags: u8) -> bool {
-    flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
+    flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use egress_lab::address::{ROUTER, SERVER_1, SNAT, client};
 use egress_lab::capture::Capture;
 use egress_lab::detector::Detector;
 use egress_lab::packet::{self, Content, payload_with_zero_checksum, udp_checksum};
+use egress_lab::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, MASTER, OUTSIDE_INTERFACE, switch_offloads_off};
 use egress_lab::udp::send_with_checksum;
-use egress_lab::{Family, Options, tcp};
+use egress_lab::{Family, Netns, Options, tcp, wait_until};
 
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at, router};
 
@@ -42,6 +43,43 @@ fn a_hundred_megabytes_arrive_whole_with_offloads() {
 #[test]
 fn a_hundred_megabytes_arrive_whole_without_offloads_and_every_checksum_is_right() {
     transfer(false);
+}
+
+/// Every hop, in the order of a request's way.
+fn hops(rig: &Rig) -> [(&Netns, &'static str); 7] {
+    let [first, _] = &rig.servers;
+    [
+        (&rig.client, "c0"),
+        (rig.router_netns(), CLUSTER_INTERFACE),
+        (rig.router_netns(), EXTERNAL_INTERFACE),
+        (&rig.node, MASTER),
+        (&rig.outside, OUTSIDE_INTERFACE),
+        (&rig.outside, "o1"),
+        (first, "eth0"),
+    ]
+}
+
+#[test]
+fn offloads_may_differ_from_hop_to_hop() {
+    // Switched off one after the other, from the client on and from the server on: each hop is the first without, once, and
+    // the last with.
+    for from_the_client in [true, false] {
+        let rig = rig(true);
+        let mut hops = hops(&rig);
+        if !from_the_client {
+            hops.reverse();
+        }
+        for (netns, device) in hops {
+            switch_offloads_off(netns, device).unwrap();
+            for family in Family::ALL {
+                let _tcp = rig.tcp_server(at(SERVER_1, family, 8080));
+                let _udp = rig.udp_server(at(SERVER_1, family, 53));
+                let bulk = tcp::bulk(&rig.client, anyone(family), router(family, 80), 3_000_000, TIMEOUT).result;
+                assert!(bulk.unwrap().is_intact(), "{family}, {device}");
+                rig.udp(anyone(family), 53);
+            }
+        }
+    }
 }
 
 #[test]
@@ -127,10 +165,8 @@ fn no_checksum_stays_no_checksum() {
         for payload in [&b"odd"[..], b"even", b""] {
             send_with_checksum(&rig.client, from, to, payload, 0).unwrap();
             assert_eq!(arrived(&at_server, payload), 0, "{payload:?}");
-            egress_lab::wait_until("the server to read it", TIMEOUT, || {
-                server.seen().contains_key(&at(SNAT, family, 30_000))
-            })
-            .unwrap();
+            wait_until("the server to read it", TIMEOUT, || server.seen().contains_key(&at(SNAT, family, 30_000)))
+                .unwrap();
             let reply = [b"reply to ", payload].concat();
             send_with_checksum(first, server.address(), at(SNAT, family, 30_000), &reply, 0).unwrap();
             assert_eq!(arrived(&at_client, &reply), 0, "{reply:?}");

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use egress_lab::address::{SERVER_1, SNAT, client};
+use egress_lab::udp::UdpClient;
 use egress_lab::wait::wait_for;
 use egress_lab::{Family, tcp, wait_until};
 
@@ -117,6 +118,10 @@ fn a_server_that_refuses_is_heard() {
         }
         let _server = rig.tcp_server(at(SERVER_1, family, 8080));
         rig.tcp(anyone(family), 80);
+        // Of a datagram by an ICMP error, which quotes the packet as the server got it.
+        let socket = UdpClient::open(&rig.client, anyone(family), router(family, 7000)).unwrap();
+        let attempt = socket.exchange(b"anybody?", TIMEOUT);
+        assert_eq!(attempt.result.unwrap_err().kind(), ErrorKind::ConnectionRefused, "UDP, {family}");
     }
 }
 

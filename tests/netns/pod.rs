@@ -58,7 +58,7 @@ fn exchange_unconnected(rig: &Rig, from: SocketAddr, to: SocketAddr) -> SocketAd
     let mut buffer = [0; 512];
     let (length, source) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!(source, to);
-    assert!(buffer[..length].ends_with(b"not connected"));
+    assert!(buffer.get(..length).unwrap().ends_with(b"not connected"));
     socket.local_addr().unwrap()
 }
 

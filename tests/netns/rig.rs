@@ -99,9 +99,10 @@ impl Rig {
     /// How many packets one program has had this outcome for: a verdict or a reason to drop.
     pub(crate) fn count(&self, program: &str, outcome: &str) -> u64 {
         let status = self.router.report("status").unwrap();
-        let counters = status["counters"].as_array().unwrap();
-        let found = counters.iter().find(|counter| counter["hook"] == program && counter["outcome"] == outcome);
-        found.map_or(0, |counter| counter["packets"].as_u64().unwrap())
+        let counters = status.get("counters").and_then(Value::as_array).unwrap();
+        let is = |counter: &Value, name, value| counter.get(name).and_then(Value::as_str) == Some(value);
+        let found = counters.iter().find(|counter| is(counter, "hook", program) && is(counter, "outcome", outcome));
+        found.map_or(0, |counter| counter.get("packets").and_then(Value::as_u64).unwrap())
     }
 
     /// The flows, as the binary reports them.

@@ -150,7 +150,8 @@ impl Frame {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut datagram = self.datagram();
         if let Some(part) = self.part {
-            datagram = datagram[part.start..datagram.len().min(part.start + part.len)].to_vec();
+            let start = part.start.min(datagram.len());
+            datagram = datagram[start..datagram.len().min(start.saturating_add(part.len))].to_vec();
         }
         let packet = if self.src.is_ipv4() { self.ipv4(&datagram) } else { self.ipv6(&datagram) };
         let ether_type: u16 = if self.src.is_ipv4() { 0x0800 } else { 0x86dd };
@@ -162,16 +163,6 @@ impl Frame {
         let extensions: usize = self.extensions.iter().map(|(_, body)| body.len() + 1).sum();
         let fragment = if self.part.is_some() && !self.src.is_ipv4() { 8 } else { 0 };
         ETHERNET + if self.src.is_ipv4() { 20 + self.options.len() } else { 40 + extensions + fragment }
-    }
-
-    /// Bytes of the transport header.
-    pub(crate) fn l4_len(&self) -> usize {
-        match self.body {
-            Body::Tcp(_) => 24,
-            Body::Udp | Body::EchoRequest | Body::EchoReply => 8,
-            Body::Icmp(_) => 4,
-            Body::Other(_) => 0,
-        }
     }
 
     /// In two parts, the first of which ends at `at` bytes into the datagram.

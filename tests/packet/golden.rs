@@ -197,3 +197,43 @@ fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
         rig::assert_same(&sent, &wanted);
     });
 }
+
+#[test]
+fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
+    let setup = Setup::default().settings(|settings| settings.redirect = true);
+    for family in Family::ALL {
+        rig::with(&setup, |rig| {
+            for (body, port, target) in
+                [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
+            {
+                let request = Frame::request(client(0, family, PORT), at(ROUTER, family, port), body);
+                let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, target));
+                let hop_less = |frame: &Frame| frame.with(|frame| frame.ttl -= 1);
+                // The kernel resolves the way for the first.
+                rig.request(&request);
+                let run = rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+                let run = run.becomes(&hop_less(&sent));
+                let run = rig.run_marked(Hook::ExternalEgress, run.frame(), run.mark()).is(Verdict::Redirected);
+                assert_eq!(run.becomes(&hop_less(&sent)).mark(), 0);
+
+                let reply = sent.answer();
+                let received = reply.to(request.src).from(request.dst);
+                let run = rig.run(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
+                let run = run.becomes(&hop_less(&received));
+                let run = rig.run_marked(Hook::ClusterEgress, run.frame(), run.mark()).is(Verdict::Redirected);
+                assert_eq!(run.becomes(&hop_less(&received)).mark(), 0);
+
+                // What the kernel has to answer or take apart goes its way.
+                let last_hop = request.with(|frame| frame.ttl = 1);
+                rig.run(Hook::ClusterIngress, &last_hop.bytes()).is(Verdict::Request);
+                let large = request.with(|frame| frame.payload = vec![0; 1501]);
+                rig.run(Hook::ClusterIngress, &large.bytes()).is(Verdict::Request);
+                let special = request.with(|frame| match family {
+                    Family::V4 => frame.options = vec![1; 4],
+                    Family::V6 => frame.extensions = vec![options_header(protocol::DESTINATION, 0)],
+                });
+                rig.run(Hook::ClusterIngress, &special.bytes()).is(Verdict::Request);
+            }
+        });
+    }
+}

@@ -8,6 +8,8 @@
 //! | [`ports`] | which source port a flow gets |
 //! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
 //! | [`fragments`] | packets in fragments |
+//! | [`malformed`] | packets that are not what they say |
+//! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
 //! | [`scale`] | every port a rule |
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
 
@@ -15,8 +17,10 @@ mod fragments;
 mod frame;
 mod golden;
 mod life;
+mod malformed;
 mod ports;
 mod rig;
+mod safety;
 mod scale;
 mod verdicts;
 

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use bytemuck::{bytes_of, pod_read_unaligned};
 use egress_ebpf::contract::{AddressKey, Config, Direction, Flow, FlowKey, FragmentKey, FragmentPorts, Mark, map};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict};
-use egress_lab::address::{self, Host, ROUTER, SERVER_1, SNAT};
+use egress_lab::address::{self, GATEWAY, Host, ROUTER, SERVER_1, SNAT};
 use egress_lab::packet::{Content, read};
 use egress_lab::{Family, Netns};
 use egress_user::compile::{Protocol, Rule, RuleTable};
@@ -96,6 +96,13 @@ impl Setup {
         let rule = self.table.rules[0];
         SocketAddr::new(rule.destination, rule.destination_port().get())
     }
+
+    /// Where the usual rules send UDP of the moved port.
+    pub(crate) fn udp_server(&self, family: Family) -> SocketAddr {
+        let mut rules = self.table.rules.iter();
+        let rule = rules.find(|rule| rule.port.get() == UDP_MOVED && Family::of(rule.destination) == family).unwrap();
+        SocketAddr::new(rule.destination, rule.destination_port().get())
+    }
 }
 
 /// A rule.
@@ -142,10 +149,12 @@ fn in_namespace(loaded: Loaded, test: impl FnOnce(&mut Rig) + Send) -> Loaded {
             "link add eth0 address {cluster} type veth peer name net1 address {external}\n\
              link set eth0 up\nlink set net1 up\n\
              addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
-             addr add {}/24 dev net1\naddr add {}/64 dev net1 nodad\n",
-            ROUTER.v4, ROUTER.v6, SNAT.v4, SNAT.v6
+             addr add {}/24 dev net1\naddr add {}/64 dev net1 nodad\n\
+             route add default via {} dev net1\nroute add default via {} dev net1\n",
+            ROUTER.v4, ROUTER.v6, SNAT.v4, SNAT.v6, GATEWAY.v4, GATEWAY.v6
         ))
         .unwrap();
+    netns.sysctl(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]).unwrap();
     netns.run(|| {
         let mut rig = Rig::new(loaded);
         test(&mut rig);
@@ -178,16 +187,12 @@ type FlowMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
 
 impl Loaded {
     fn new(flows: u32) -> Self {
-        Self::on(&own_pins(), flows, true)
-    }
-
-    /// Loads onto the maps that are pinned there, if they are.
-    fn on(pins: &PinDir, flows: u32, unpin: bool) -> Self {
+        let pins = own_pins();
         let loaded = Datapath::load(pins.clone(), flows).map(|datapath| {
             let open = |name| MapData::from_pin(pins.map(name)).unwrap();
             Self {
                 datapath,
-                reader: Reader::open(pins).unwrap(),
+                reader: Reader::open(&pins).unwrap(),
                 active: Array::try_from(Map::Array(open(map::ACTIVE))).unwrap(),
                 config: Array::try_from(Map::Array(open(map::CONFIG))).unwrap(),
                 addresses: HashMap::try_from(Map::HashMap(open(map::ADDRESSES))).unwrap(),
@@ -195,9 +200,7 @@ impl Loaded {
                 fragments: HashMap::try_from(Map::LruHashMap(open(map::FRAGMENTS))).unwrap(),
             }
         });
-        if unpin || loaded.is_err() {
-            pins.remove().unwrap();
-        }
+        pins.remove().unwrap();
         loaded.unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
@@ -499,6 +502,11 @@ impl From<DropReason> for Outcome {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
     }
+}
+
+/// Whether a program's return value sends the frame past the stack.
+pub(crate) fn is_redirected(departure: &Departure) -> bool {
+    departure.action == ACTION_REDIRECT
 }
 
 /// Whether a program's return value lets the frame go on.

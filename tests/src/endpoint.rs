@@ -45,9 +45,9 @@ impl FromStr for Seen {
 pub(crate) fn bound(kind: SockType, protocol: Option<SockProtocol>, from: SocketAddr) -> io::Result<OwnedFd> {
     let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)?;
-    if kind == SockType::Stream && from.port() != 0 {
-        // A port that an earlier connection left in TIME_WAIT can be had again. Not for a port of the kernel's choice, nor
-        // for datagrams: two sockets would then be given the same one.
+    if from.port() != 0 {
+        // The port can be had although an earlier connection left it in TIME_WAIT, or another socket has it towards another
+        // peer. Not where the kernel chooses: it would give two datagram sockets the same one.
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     }
     bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;

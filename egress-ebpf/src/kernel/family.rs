@@ -150,10 +150,11 @@ impl Family for V6 {
         icmp_type < 128
     }
 
-    /// Multicast listener discovery (130-132, 143), router and neighbour discovery and redirect (133-137).
+    /// Multicast listener discovery (130-132, 143), router and neighbour discovery (133-136). A redirect (137) is not needed to
+    /// keep a link going, and one that this router sends would tell a neighbour about packets it should never have forwarded.
     #[inline(always)]
     fn is_link_control(icmp_type: u8) -> bool {
-        matches!(icmp_type, 130..=137 | 143)
+        matches!(icmp_type, 130..=136 | 143)
     }
 }
 

@@ -86,7 +86,9 @@ pub(crate) struct Parsed {
     pub(crate) l3: u32,
     /// Offset of the transport header from the start of the frame.
     pub(crate) l4: u32,
-    /// Offset of the end of the packet, by its IP header.
+    /// Least length of the transport header.
+    pub(crate) least: u32,
+    /// Where the packet ends, by its own account, from the start of the frame.
     pub(crate) end: u32,
     /// Identification of the datagram, as it lies in the header.
     pub(crate) id: u32,
@@ -121,7 +123,8 @@ pub(crate) enum Part {
 #[inline(always)]
 pub(crate) fn parse<F: Family>(packet: &Packet) -> Result<&'static Parsed, DropReason> {
     parse_at::<F>(packet, L3, Part::Whole)?;
-    Ok(&work().ok_or(DropReason::KernelCall)?.parsed)
+    let parsed = &work().ok_or(DropReason::KernelCall)?.parsed;
+    if parsed.has_length(packet.len()) { Ok(parsed) } else { Err(DropReason::Malformed) }
 }
 
 /// Reads the headers of the packet that the ICMP error in `WORK` quotes.
@@ -163,6 +166,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     parsed.flags = flag::ACK;
     parsed.has_ports = false;
     parsed.coverage = Coverage::None;
+    parsed.least = 0;
     F::read_header(&packet, parsed)?;
     if parsed.fragment == Fragment::Later {
         parsed.kind = Kind::Absent;
@@ -171,27 +175,28 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     match parsed.protocol {
         protocol::TCP => {
             parsed.kind = Kind::Tcp;
+            parsed.least = 20;
             parsed.cover(Coverage::Addresses, 16);
             if whole {
-                // Reading the last field that may be written proves that the header is whole up to there.
-                let [flags, _, _, _, _, _, _]: [u8; 7] = packet.read(parsed.l4 + 13)?;
-                parsed.flags = flags;
+                parsed.flags = packet.read(parsed.l4 + 13)?;
             }
         }
         protocol::UDP | protocol::UDP_LITE => {
             parsed.kind = Kind::Udp;
+            parsed.least = 8;
             parsed.cover(Coverage::Optional, 6);
         }
         protocol::DCCP => {
             parsed.kind = Kind::Dccp;
+            parsed.least = 12;
             parsed.cover(Coverage::Addresses, 6);
         }
         protocol::SCTP => {
             parsed.kind = Kind::Sctp;
+            parsed.least = 12;
             if whole {
                 // Twelve bytes of header, then the first chunk, which starts with its type.
-                let [chunk_type]: [u8; 1] = packet.read(parsed.l4 + 12)?;
-                parsed.flags = sctp::flags(chunk_type);
+                parsed.flags = sctp::flags(packet.read(parsed.l4 + 12).unwrap_or(0));
             }
         }
         icmp if icmp == F::ICMP => return read_icmp::<F>(&packet, parsed),
@@ -209,6 +214,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
 
 #[inline(always)]
 fn read_icmp<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
+    parsed.least = 8;
     let words: [u32; 2] = packet.read(parsed.l4)?;
     let [icmp_type, ..] = words[0].to_ne_bytes();
     let [id_high, id_low, ..] = words[1].to_ne_bytes();
@@ -235,6 +241,15 @@ impl Parsed {
     fn cover(&mut self, coverage: Coverage, offset: u32) {
         self.coverage = coverage;
         self.checksum = self.l4 + offset;
+    }
+
+    /// Whether the headers end inside the packet, by the length that it says it has, and the packet inside its frame. The
+    /// frame may go on: with padding of the link, in which nothing is to be read.
+    #[inline(always)]
+    fn has_length(&self, frame: u32) -> bool {
+        // What the kernel has put together from many segments may be longer than the field can say ("BIG TCP").
+        let too_long_to_say = frame > u32::from(u16::MAX);
+        too_long_to_say || (self.l4 + self.least <= self.end && self.end <= frame)
     }
 
     /// Whether there is nothing between the fixed IP header and the transport header, and the datagram is whole.

@@ -44,7 +44,7 @@ pub struct Router {
 enum Before {
     Nothing,
     Running,
-    Suspended(Suspended),
+    Suspended(Box<Suspended>),
 }
 
 /// What an apply did.
@@ -141,7 +141,7 @@ impl Router {
         let before = match (fresh, suspended) {
             (true, _) => Before::Nothing,
             (false, None) => Before::Running,
-            (false, Some(suspended)) => Before::Suspended(suspended),
+            (false, Some(suspended)) => Before::Suspended(Box::new(suspended)),
         };
         let mut link = match link::prepare(&self.setup.place, plan, &self.record) {
             Ok(link) => link,
@@ -211,7 +211,7 @@ impl Router {
                 self.datapath = Some(datapath);
             }
             Before::Suspended(suspended) => {
-                not_undone.extend(self.resume(&mut datapath, suspended).err());
+                not_undone.extend(self.resume(&mut datapath, *suspended).err());
                 self.datapath = Some(datapath);
             }
         }
