@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, sendto, setsockopt, sockopt};
 
-use crate::Netns;
+use crate::{Netns, sys};
 pub use crate::endpoint::Seen;
 use crate::endpoint::{any_port, bound, ready};
 use crate::wait::Attempt;
@@ -124,6 +125,50 @@ impl UdpClient {
         self.socket.local_addr()
     }
 
+    /// The socket itself, for what the methods here do not do.
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Chooses what becomes of a datagram that is larger than the way allows.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn oversize(&self, oversize: Oversize) -> io::Result<()> {
+        let v4 = self.local()?.is_ipv4();
+        let (level, name, value) = match oversize {
+            Oversize::Refuse if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+            Oversize::Fragment if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            Oversize::Refuse => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+            Oversize::Fragment => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT),
+        };
+        sys::set_option(&self.socket, level, name, value)
+    }
+
+    /// Has the socket report every ICMP error, also those that may pass.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn hear_errors(&self) -> io::Result<()> {
+        let (level, name) = match self.local()? {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        };
+        sys::set_option(&self.socket, level, name, 1)
+    }
+
+    /// Sets the TTL or hop limit of what is sent.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn set_hops(&self, hops: u8) -> io::Result<()> {
+        let (level, name) = match self.local()? {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+        };
+        sys::set_option(&self.socket, level, name, hops.into())
+    }
+
     /// Sends `payload` once and waits for its answer. Returns whom the server saw.
     pub fn exchange(&self, payload: &[u8], timeout: Duration) -> Attempt<Seen> {
         Attempt::of(|| {
@@ -154,6 +199,15 @@ impl UdpClient {
         let seen = line.parse::<Seen>()?;
         Ok(Some((seen, parts.next().unwrap_or_default().to_vec())))
     }
+}
+
+/// What a socket does with a datagram that is larger than the way allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversize {
+    /// Don't fragment: the path MTU is learned, and what is larger is refused with `EMSGSIZE`.
+    Refuse,
+    /// Fragment it, here or, with IPv4, anywhere on the way.
+    Fragment,
 }
 
 /// Opens a socket, exchanges `payload` once, and closes.
