@@ -3,10 +3,10 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, client};
 use egress_lab::frame::{Body, Frame, Part};
 use egress_lab::icmp::Echo;
-use egress_lab::Family;
 
 use crate::rig::{Rig, Spec, TIMEOUT, at};
 use crate::wire::{End, GHOST_SERVER, Wire, request_ends, translated_ends};
@@ -96,7 +96,8 @@ fn odd_fragments_never_corrupt_what_the_server_reads() {
         let (request, _) = datagram(family, 40_000);
         let numbered = |id: u32| Frame { id, ..request.clone() };
         let send = |parts: &[&Frame]| parts.iter().for_each(|part| wire.send(End::Client, part));
-        let part = |frame: &Frame, start, length, more| frame.with(|frame| frame.part = Some(Part { start, length, more }));
+        let part =
+            |frame: &Frame, start, length, more| frame.with(|frame| frame.part = Some(Part { start, length, more }));
         // Doubled, all of them; a part twice after the end; the last straight after the first.
         let parts = |id| numbered(id).parts(48);
         let [first, middle, last] = &parts(1)[..] else { panic!() };
@@ -202,7 +203,7 @@ fn extension_headers_stay_as_they_are() {
         vec![padding(DESTINATION, 0)],
         vec![padding(DESTINATION, 4)],
         vec![routing(0)],
-        vec![padding(HOP_BY_HOP, 1), padding(DESTINATION, 0), routing(0), padding(DESTINATION, 1)],
+        vec![padding(HOP_BY_HOP, 0), padding(DESTINATION, 0), routing(0), padding(DESTINATION, 1)],
     ] {
         for (body, port, target) in [(Body::Udp, 7000, 7001), (Body::Tcp(0x10), 80, 8080)] {
             let (from, to) = request_ends(Family::V6, 40_000, port);
@@ -236,7 +237,12 @@ fn a_source_routed_packet_is_dropped_and_counted() {
     let ours = seen.iter().filter_map(crate::wire::ip_bytes).filter(|bytes| bytes.ends_with(&request.payload));
     assert_eq!(ours.count(), 1, "only the one without extension headers");
     let silent = Duration::ZERO;
-    assert!(wire.at_client.wait_for("an answer", silent, |frame| {
-        crate::wire::ip_bytes(frame).is_some_and(|bytes| bytes.ends_with(&request.payload)).then_some(())
-    }).is_err(), "nobody is told");
+    assert!(
+        wire.at_client
+            .wait_for("an answer", silent, |frame| {
+                crate::wire::ip_bytes(frame).is_some_and(|bytes| bytes.ends_with(&request.payload)).then_some(())
+            })
+            .is_err(),
+        "nobody is told"
+    );
 }

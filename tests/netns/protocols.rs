@@ -87,14 +87,17 @@ fn nothing_but_addresses_ports_checksums_and_one_hop_changes() {
 #[test]
 fn sctp_of_every_size_has_a_right_crc() {
     for family in Family::ALL {
-        let wire = Wire::start(
-            &Spec::new().sctp(9000, GHOST_SERVER, None).sctp(9001, GHOST_SERVER, 36_412).sctp(9002, GHOST_SERVER, 1),
-        );
+        let wire = Wire::start(&Spec::new().sctp(9000, GHOST_SERVER, None).sctp(9001, GHOST_SERVER, 36_412).sctp(
+            9002,
+            GHOST_SERVER,
+            1,
+        ));
         for (client_port, (port, target)) in (40_000..).zip([(9000, 9000), (9001, 36_412), (9002, 1)]) {
             let (from, to) = request_ends(family, client_port, port);
             let (snat, server) = translated_ends(family, client_port, target);
             // INIT, INIT ACK, COOKIE ECHO, COOKIE ACK, and data; the sizes are the whole SCTP packet's.
-            for (chunk, size) in [(1, 20), (2, 100), (10, 1400), (11, 16), (0, 20), (0, 100), (0, 1400), (0, 1480 - 28)] {
+            for (chunk, size) in [(1, 20), (2, 100), (10, 1400), (11, 16), (0, 20), (0, 100), (0, 1400), (0, 1480 - 28)]
+            {
                 let request = Frame::new(from, to, Body::Sctp);
                 let mut payload = (0..size - 12).map(|at: u16| at.to_le_bytes()[0] ^ 0x5a).collect::<Vec<_>>();
                 payload[0] = chunk;
@@ -140,7 +143,8 @@ fn two_clients_of_sctp_share_a_port_by_another_one() {
             .unwrap();
         let chosen = std::net::SocketAddr::new(snat.ip(), second);
         wire.expect(End::Outside, &init.between(chosen, server).forwarded());
-        let reply = Frame { payload: [&[2, 0, 0, 20][..], &[8; 16]].concat(), ..Frame::new(server, chosen, Body::Sctp) };
+        let reply =
+            Frame { payload: [&[2, 0, 0, 20][..], &[8; 16]].concat(), ..Frame::new(server, chosen, Body::Sctp) };
         wire.passes(End::Outside, &reply, &reply.between(to, at(GHOST_CLIENT_2, family, 40_000)).forwarded());
     }
 }
@@ -166,8 +170,8 @@ fn a_protocol_without_ports_serves_one_client_of_a_destination() {
         let other = Frame { body: Body::Other(50), ..stranger.clone() };
         wire.passes(End::Client, &other, &other.between(snat, server).forwarded());
         assert_eq!(wire.rig.count("cluster_ingress", "ports_exhausted") - before, 3, "{family}");
-        assert!(!wire.has_seen(End::Outside, |packet| {
-            packet.protocol == GRE && packet.payload == stranger.payload
-        }));
+        assert!(
+            !wire.has_seen(End::Outside, |packet| { packet.protocol == GRE && packet.payload == stranger.payload })
+        );
     }
 }

@@ -7,11 +7,13 @@ use std::net::SocketAddr;
 
 use egress_lab::address::{GATEWAY, Host, ROUTER, SNAT, far, pod};
 use egress_lab::capture::{Capture, Frame as Captured};
+use egress_lab::endpoint::any_port;
 use egress_lab::frame::Frame;
 use egress_lab::inject::Injector;
 use egress_lab::packet::{self, Content};
 use egress_lab::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, OUTSIDE_INTERFACE};
-use egress_lab::{Family, Options};
+use egress_lab::udp::UdpClient;
+use egress_lab::{Family, Options, wait_until};
 
 use crate::rig::{Rig, Spec, TIMEOUT, at};
 
@@ -62,6 +64,7 @@ impl Wire {
             rig.outside.ip_lines(&format!("route add blackhole {ip}\n")).unwrap();
         }
         unlimited_errors(&rig);
+        meet_the_gateway(&rig);
         Self {
             at_client: Capture::start(&rig.client, "c0").unwrap(),
             at_outside: Capture::start(&rig.outside, OUTSIDE_INTERFACE).unwrap(),
@@ -133,6 +136,20 @@ impl End {
             Self::Client => Self::Outside,
             Self::Outside => Self::Client,
         }
+    }
+}
+
+/// Has the router know its gateway's link address: until it does, the kernel sends a flow's packets on.
+fn meet_the_gateway(rig: &Rig) {
+    for family in Family::ALL {
+        let to = at(GATEWAY, family, 9);
+        let socket = UdpClient::open(rig.router_netns(), any_port(SNAT.ip(family)), to).unwrap();
+        socket.socket().send(b"hello").unwrap();
+        wait_until("the router to know its gateway", TIMEOUT, || {
+            let neighbour = rig.router_netns().ip(["neigh", "show", "to", &to.ip().to_string()]).unwrap();
+            neighbour.contains("REACHABLE") || neighbour.contains("STALE") || neighbour.contains("DELAY")
+        })
+        .unwrap();
     }
 }
 

@@ -239,9 +239,9 @@ impl Frame {
         let total = u16::try_from(length + datagram.len()).unwrap_or(u16::MAX).to_be_bytes();
         let [_, _, id @ ..] = self.id.to_be_bytes();
         let flags = if self.dont_fragment { 0x4000 } else { 0 };
-        let fragment = self.part.map_or(0, |part| {
-            u16::try_from(part.start / 8).unwrap_or(u16::MAX) | if part.more { 0x2000 } else { 0 }
-        });
+        let fragment = self
+            .part
+            .map_or(0, |part| u16::try_from(part.start / 8).unwrap_or(u16::MAX) | if part.more { 0x2000 } else { 0 });
         let fragment = (flags | fragment).to_be_bytes();
         let mut header = vec![0x40 | words, self.traffic_class];
         header.extend([total, id, fragment].concat());

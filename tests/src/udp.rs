@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use nix::libc;
 use nix::poll::PollFlags;
-use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, sendto, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, recv, sendto, setsockopt, sockopt};
 
-use crate::{Netns, sys};
 pub use crate::endpoint::Seen;
 use crate::endpoint::{any_port, bound, ready};
 use crate::wait::Attempt;
+use crate::{Netns, sys};
 
 /// How often a server looks whether it should end.
 const PATROL: Duration = Duration::from_millis(20);
@@ -107,7 +107,6 @@ impl UdpClient {
     /// # Errors
     /// When `from` cannot be bound, or there is no route.
     pub fn open(netns: &Netns, from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
-        use std::os::fd::AsRawFd as _;
         let socket = netns.run(|| {
             let socket = bound(SockType::Datagram, None, from)?;
             connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
@@ -140,7 +139,7 @@ impl UdpClient {
             Oversize::Refuse if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
             Oversize::Fragment if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
             Oversize::Refuse => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
-            Oversize::Fragment => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT),
+            Oversize::Fragment => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
         };
         sys::set_option(&self.socket, level, name, value)
     }
@@ -192,7 +191,14 @@ impl UdpClient {
             return Ok(None);
         }
         let mut buffer = vec![0; DATAGRAM_BYTES];
-        let length = self.socket.recv(&mut buffer)?;
+        let length = match self.socket.recv(&mut buffer) {
+            Ok(length) => length,
+            Err(error) => {
+                // The queue that errors are kept in too would have the socket look readable for ever.
+                while recv(self.waiting.as_raw_fd(), &mut buffer, MsgFlags::MSG_ERRQUEUE).is_ok() {}
+                return Err(error);
+            }
+        };
         let answer = buffer.get(..length).unwrap_or_default();
         let mut parts = answer.splitn(2, |byte| *byte == b'\n');
         let line = String::from_utf8_lossy(parts.next().unwrap_or_default());
@@ -226,7 +232,6 @@ pub fn send_with_checksum(
     payload: &[u8],
     checksum: u16,
 ) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
     let length = u16::try_from(8 + payload.len()).map_err(io::Error::other)?;
     let mut datagram = [from.port(), to.port(), length, checksum].map(u16::to_be_bytes).concat();
     datagram.extend(payload);
