@@ -1,8 +1,11 @@
 //! End to end: real sockets through client, router, node and outside.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 
+mod agent;
+mod bad_input;
 mod checksums;
+mod commands;
 mod connections;
 mod detached;
 mod edits;
@@ -11,7 +14,9 @@ mod flows;
 mod fragments;
 mod icmp;
 mod lab;
+mod lifecycle;
 mod live;
+mod modes;
 mod mtu;
 mod outside;
 mod pod;
@@ -20,6 +25,8 @@ mod protocols;
 mod return_path;
 mod rig;
 mod rules;
+mod specs;
 mod start;
 mod surroundings;
+mod system;
 mod wire;

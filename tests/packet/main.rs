@@ -11,7 +11,8 @@
 //! | [`malformed`] | packets that are not what they say |
 //! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
 //! | [`scale`] | every port a rule |
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics where it stands")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
+#![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
 
 mod fragments;
 mod frame;

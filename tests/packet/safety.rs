@@ -22,7 +22,7 @@ const FRAMES: u32 = 20_000;
 /// Checks that a frame which left the external interface has a source that may: an own address, or, for neighbour and
 /// listener discovery, none or a link-local one. Reads the bytes by itself.
 #[track_caller]
-pub(crate) fn assert_no_leak(frame: &[u8]) {
+fn assert_no_leak(frame: &[u8]) {
     let ether_type = u16::from_be_bytes([frame[12], frame[13]]);
     let (source, own) = match ether_type {
         0x0800 => (&frame[ETHERNET + 12..ETHERNET + 16], octets(SNAT.ip(Family::V4))),
@@ -196,8 +196,8 @@ fn mark(random: &mut Random) -> u32 {
     }
 }
 
-/// Runs one frame through a hook, and what it lets through further on.
-fn follow(rig: &mut Rig, hook: Hook, bytes: &[u8], mark: u32) -> u64 {
+/// Runs one frame through a hook, and what it lets through further on. Returns how many runs that made.
+pub(crate) fn follow(rig: &mut Rig, hook: Hook, bytes: &[u8], mark: u32) -> u64 {
     let run = rig.feed(hook, bytes, mark);
     assert_eq!(run.frame.len(), bytes.len());
     let mut runs = 1;
@@ -225,7 +225,7 @@ fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
         let setup = Setup::fallback(SERVER_2.ip(family)).settings(|settings| settings.redirect = redirect);
         rig::with(&setup, |rig| {
             let mut random = Random(seed ^ u64::from(redirect) << 32);
-            let before: u64 = rig.counters().values().map(|(packets, _)| packets).sum();
+            let before = rig.counted_packets();
             let mut runs = 0;
             for number in 0..FRAMES / 4 {
                 let bytes = frame(&mut random);
@@ -246,12 +246,11 @@ fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
                 }
             }
             // A verdict is what is counted, and every run was counted once.
-            let after: u64 = rig.counters().values().map(|(packets, _)| packets).sum();
-            assert_eq!(after - before, runs, "EGRESS_SEED={seed}");
+            assert_eq!(rig.counted_packets() - before, runs, "EGRESS_SEED={seed}");
             rig.datapath().sweep().unwrap();
         });
     }
-    println!("EGRESS_SEED={seed}");
+    eprintln!("EGRESS_SEED={seed}");
 }
 
 fn seed_of_now() -> u64 {

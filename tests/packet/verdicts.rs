@@ -24,7 +24,10 @@ const SOMEBODY_ELSE: [u8; 6] = [0x02, 0, 0, 0, 0, 0x77];
 const SYN: Body = Body::Tcp(flag::SYN);
 
 /// Types of neighbour and multicast listener discovery.
-const LINK_CONTROL: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
+const LINK_CONTROL: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
+
+/// Type of an ICMPv6 redirect.
+const REDIRECT: u8 = 137;
 
 fn socket(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port)
@@ -170,6 +173,9 @@ fn what_keeps_the_link_going_passes() {
             }
             check(rig, Hook::ExternalEgress, &message("fd00:10::1", "ff02::1", MULTICAST_V6), Leak);
         }
+        // A redirect does not: it would tell a neighbour about a packet that should never have been forwarded.
+        let redirect = Frame::request(socket("fe80::abcd", 0), socket("fd00:12::1", 0), Body::Icmp(REDIRECT));
+        check(rig, Hook::ExternalEgress, &redirect, Leak);
         // A listener report has a router alert before it.
         let report = Frame::request(socket("::", 0), socket("ff02::16", 0), Body::Icmp(143)).with(|frame| {
             frame.extensions = vec![(protocol::HOP_BY_HOP, vec![0, 5, 2, 0, 0, 1, 0])];

@@ -24,6 +24,7 @@
 //! | [`probe`] | one packet through one rule, and what became of it |
 //! | [`kernel_nat`] | nftables in the place of the router, for comparison |
 //! | [`router`] | the real `egress-router` binary in the lab |
+//! | [`sandbox`] | a program as on a kernel that lacks something |
 //! | [`interrupt`] | staying until Ctrl-C |
 //!
 //! Invariants: no fixed name on the system, so labs run side by side; nothing sleeps to wait for another; every wait has
@@ -45,6 +46,7 @@ pub mod packet;
 pub mod pcap;
 pub mod probe;
 pub mod router;
+pub mod sandbox;
 mod sys;
 pub mod tcp;
 pub mod topology;

@@ -75,6 +75,25 @@ impl Router {
         self
     }
 
+    /// Those arguments.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// The directory of its pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Puts it into another namespace than the lab's router, on the same node, with its pins in the same directory as
+    /// `other`'s.
+    #[must_use]
+    pub fn beside(mut self, other: &Self, netns: &netns::Netns) -> Self {
+        self.bpffs.clone_from(&other.bpffs);
+        netns.name().clone_into(&mut self.netns);
+        self
+    }
+
     /// Starts `run` and waits until it says `ready`.
     ///
     /// # Errors
@@ -267,10 +286,10 @@ impl Drop for Router {
         if let Some(mut agent) = self.agent.take() {
             agent.end();
         }
-        if self.bpffs.exists() {
-            if let Err(error) = self.delete() {
-                eprintln!("lab: take the router away: {error:#}");
-            }
+        if self.bpffs.exists()
+            && let Err(error) = self.delete()
+        {
+            eprintln!("lab: take the router away: {error:#}");
             let _ = fs::remove_dir_all(&self.bpffs);
         }
     }

@@ -49,3 +49,24 @@ pub(crate) fn packet_drops(socket: &OwnedFd) -> io::Result<u64> {
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics.tp_drops.into()) }
 }
+
+/// From now on, the `bpf` system call of this thread, and of what it starts, fails as on a kernel built without it.
+pub(crate) fn refuse_bpf() -> io::Result<()> {
+    let statement =
+        |code: u32, k: u32| libc::sock_filter { code: u16::try_from(code).unwrap_or(u16::MAX), jt: 0, jf: 0, k };
+    let call = u32::try_from(libc::SYS_bpf).map_err(io::Error::other)?;
+    let no_such_call = u32::try_from(libc::ENOSYS).map_err(io::Error::other)?;
+    let mut program = [
+        // The number of the call is the first word of seccomp_data.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call) },
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | no_such_call),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    // SAFETY: the pointer is to a sock_fprog that lives through the call, and its own pointer to as many instructions as
+    // it says; the kernel copies both.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -111,7 +111,7 @@ fn serve(mut stream: TcpStream, seen: Seen) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut first = true;
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = read_some(&mut stream, &mut buffer)?;
         let data = buffer.get(..length).unwrap_or_default();
         if length == 0 {
             return stream.shutdown(Shutdown::Write);
@@ -293,11 +293,22 @@ fn hash_all(stream: &mut TcpStream) -> io::Result<(u64, u64)> {
     let mut buffer = vec![0; 64 << 10];
     let mut total = 0;
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = read_some(stream, &mut buffer)?;
         if length == 0 {
             return Ok((hash.finish(), total));
         }
         hash.write(buffer.get(..length).unwrap_or_default());
         total += u64::try_from(length).unwrap_or(u64::MAX);
+    }
+}
+
+/// As `read`, which gives up when the process was stopped and went on while it waited: with a timeout on the socket the
+/// kernel does not start it again by itself (signal(7)).
+fn read_some(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }

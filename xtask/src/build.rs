@@ -59,6 +59,10 @@ fn bpf_object(toolchain: &Toolchain) -> Result<()> {
     let flags = [
         format!("-Clinker={}", toolchain.linker.display()),
         "-Clink-arg=--btf".to_owned(),
+        // 32-bit arithmetic and jumps, which every kernel of ours has (5.1); and a copy of an address is a few words, not a
+        // call of a loop.
+        "-Ctarget-cpu=v3".to_owned(),
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         // BTF is made from debug information; the profile asks for it too, but `core` must have it as well.
         "-Cdebuginfo=2".to_owned(),
     ];

@@ -19,9 +19,11 @@ mod privilege;
 mod router;
 mod run;
 mod status;
+mod timeouts;
 mod watch;
 
 pub use error::AgentError;
 pub use privilege::{Capability, TO_CHANGE, TO_READ, check as check_privilege};
 pub use router::{Applied, REPLY_MARK, Router, Setup};
 pub use run::{OnExit, Options, run};
+pub use timeouts::conntrack_timeouts;

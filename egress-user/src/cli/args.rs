@@ -8,7 +8,7 @@ use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
-use super::values::{ExistingFlows, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange};
+use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -96,7 +96,7 @@ Example:
     #[command(after_help = "\
 Examples:
   egress-router flows --netns router
-  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"tcp\")'")]
+  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"TCP\")'")]
     Flows(Show),
 
     /// Show how many packets were dropped, by reason.
@@ -275,7 +275,7 @@ pub struct Target {
     #[arg(long, value_name = "NAME", default_value = "net1", value_parser = interface_name())]
     pub external_interface: String,
 
-    /// Directory for the pinned programs and tables, in a BPF file system; one for each router of a machine.
+    /// Directory for the pinned programs and tables, in a BPF file system. The routers of a machine share it.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/egress-router")]
     pub bpffs: PathBuf,
 }
@@ -309,6 +309,15 @@ pub struct Datapath {
     /// A port of the router itself that the fallback must not take, as in tcp/9090; may be repeated.
     #[arg(long = "local-port", value_name = "PROTO/PORT")]
     pub local_ports: Vec<LocalPort>,
+
+    /// How long a flow in a state may be idle, as in tcp-established=7200, or `auto` to take what the router namespace's
+    /// connection tracking is set to; may be repeated [default: connection tracking's defaults]
+    #[arg(long = "timeout", value_name = "STATE=SECONDS|auto")]
+    pub timeouts: Vec<Timeout>,
+
+    /// `off` lets the kernel's stack forward every packet, to compare, or where a filter there has to see them all.
+    #[arg(long, value_enum, default_value_t, value_name = "ON|OFF")]
+    pub fast_path: FastPath,
 
     /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]

@@ -1,6 +1,7 @@
 //! The commands that touch the system.
 
 use anyhow::Context as _;
+use egress_ebpf::timeout;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -51,7 +52,7 @@ fn start_log(level: LogLevel) {
 fn plan(args: &args::Plan) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_READ)?;
-    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let link = router.plan(&desired)?;
     let installed = router.reader().and_then(|reader| Ok(reader.rules()?)).unwrap_or_default();
     let mut rows: Vec<PlanRow> = link.changes().map(PlanRow::link).collect();
@@ -66,7 +67,7 @@ fn plan(args: &args::Plan) -> anyhow::Result<()> {
 fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let mut router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    let mut router = configured(&args.target, &args.master, &args.datapath)?;
     let applied = router.apply(&desired)?;
     output::text(&summary(&desired, &applied))?;
     if applied.link.is_empty() {
@@ -100,7 +101,7 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 fn run(args: &args::Run) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings(&args.datapath))?;
+    let router = configured(&args.target, &args.master, &args.datapath)?;
     let options = agent::Options {
         file: args.spec.file.clone(),
         router: args.spec.router.clone(),
@@ -213,6 +214,12 @@ fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: 
     Ok(Router::new(Setup { place, bpffs: target.bpffs.clone(), hook, settings })?)
 }
 
+/// A router with the settings of the command line.
+fn configured(target: &Target, master: &args::Master, datapath: &args::Datapath) -> anyhow::Result<Router> {
+    let settings = settings(datapath, &router_netns(target)?)?;
+    router(target, Some(master), hook(datapath), settings)
+}
+
 fn router_netns(target: &Target) -> anyhow::Result<Netns> {
     let netns = target.netns.as_ref().map_or(NetnsRef::Own, |netns| NetnsRef::Path(netns.path().to_owned()));
     Ok(netns.open()?)
@@ -226,11 +233,29 @@ fn hook(datapath: &args::Datapath) -> Hook {
     }
 }
 
-fn settings(datapath: &args::Datapath) -> Settings {
-    Settings {
+fn settings(datapath: &args::Datapath, netns: &Netns) -> anyhow::Result<Settings> {
+    Ok(Settings {
         flows: datapath.flows,
         snat_ports: datapath.snat_ports.map(|range| (range.first().get(), range.last().get())),
         local_ports: datapath.local_ports.iter().map(|port| (port.protocol, port.port.get())).collect(),
+        timeouts_s: timeouts(&datapath.timeouts, netns)?,
+        redirect: datapath.fast_path == values::FastPath::On,
         ..Settings::default()
+    })
+}
+
+/// The defaults, then connection tracking's settings if asked for, then what is given by name.
+fn timeouts(given: &[values::Timeout], netns: &Netns) -> anyhow::Result<[u32; timeout::CLASSES]> {
+    let mut table = timeout::defaults_s();
+    if given.contains(&values::Timeout::Auto) {
+        agent::conntrack_timeouts(netns, &mut table)?;
     }
+    for timeout in given {
+        if let values::Timeout::Of { class, seconds } = timeout
+            && let Some(limit) = table.get_mut(*class as usize)
+        {
+            *limit = seconds.get();
+        }
+    }
+    Ok(table)
 }

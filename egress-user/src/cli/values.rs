@@ -1,10 +1,11 @@
 //! Values of arguments, parsed at the edge.
 
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use egress_ebpf::timeout::Class;
 
 use crate::compile::Protocol;
 
@@ -46,6 +47,45 @@ pub enum Hook {
     Tcx,
     /// As filters of a clsact qdisc.
     Clsact,
+}
+
+/// Which way translated packets take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FastPath {
+    /// Past the kernel's stack, where nothing speaks against it.
+    #[default]
+    On,
+    /// All through the kernel's stack.
+    Off,
+}
+
+/// An idle timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timeout {
+    /// All as the router namespace's connection tracking has them, where it has any.
+    Auto,
+    /// One state's.
+    Of {
+        /// The state.
+        class: Class,
+        /// Seconds.
+        seconds: NonZeroU32,
+    },
+}
+
+impl FromStr for Timeout {
+    type Err = ArgError;
+
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let parsed = text.split_once('=').and_then(|(name, seconds)| {
+            let class = Class::ALL.into_iter().find(|class| class.name() == name)?;
+            Some(Self::Of { class, seconds: seconds.parse().ok()? })
+        });
+        parsed.ok_or_else(|| ArgError::Timeout { text: text.to_owned() })
+    }
 }
 
 /// What becomes of live flows when their rule changes.
@@ -160,12 +200,22 @@ pub enum ArgError {
         /// What was given.
         text: String,
     },
+    /// Not a timeout.
+    #[error("{text:?} is not a timeout: write auto, or STATE=SECONDS with one of the states {}", states())]
+    Timeout {
+        /// What was given.
+        text: String,
+    },
     /// Not a namespace.
     #[error("{text:?} is not a network namespace: write a name that `ip netns` lists, or a path with a slash")]
     Netns {
         /// What was given.
         text: String,
     },
+}
+
+fn states() -> String {
+    Class::ALL.map(Class::name).join(", ")
 }
 
 /// Digits only: a sign or a blank is a mistake.
@@ -176,6 +226,17 @@ fn port(text: &str) -> Option<NonZeroU16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timeouts() {
+        let seconds = NonZeroU32::new(7440).unwrap();
+        assert_eq!("auto".parse(), Ok(Timeout::Auto));
+        assert_eq!("tcp-established=7440".parse(), Ok(Timeout::Of { class: Class::TcpEstablished, seconds }));
+        for wrong in ["", "udp", "udp=", "udp=0", "udp=-1", "udp=1.5", "UDP=3", "tcp=3", "auto=1"] {
+            let error = wrong.parse::<Timeout>().unwrap_err().to_string();
+            assert!(error.contains("tcp-established"), "{wrong}: {error}");
+        }
+    }
 
     #[test]
     fn port_ranges() {

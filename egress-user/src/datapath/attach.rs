@@ -195,8 +195,14 @@ fn attach_clsact(
     {
         return Ok(Attached::Unchanged);
     }
-    // There is one already, or the filter that is refused next says what is wrong.
-    let _ = tc::qdisc_add_clsact(interface);
+    if let Err(refusal) = tc::qdisc_add_clsact(interface)
+        && clsact::is_taken_by_ingress(interface).unwrap_or(false)
+    {
+        // The kernel would take a filter for egress and run it at ingress.
+        let hint = ": it has an ingress qdisc in clsact's place, remove that (tc qdisc del ... ingress)";
+        let (program, interface) = (hook.name(), interface.to_owned());
+        return Err(DatapathError::Attach { program, interface, hint, source: Box::new(refusal) });
+    }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let (id, attached) = if let Some(old) = present.first() {
         let handle = TcHandle::from(old.handle);

@@ -45,13 +45,7 @@ pub(super) fn filters(interface: &str, side: TcAttachType) -> io::Result<Vec<Fil
 pub(super) fn remove_if_empty(interface: &str) -> io::Result<bool> {
     let Some(index) = index(interface)? else { return Ok(false) };
     ask(async |handle| {
-        let mut all = handle.qdisc().get().index(index).execute();
-        let mut found = false;
-        while let Some(qdisc) = all.try_next().await? {
-            let kind = qdisc.attributes.iter().any(|attribute| *attribute == TcAttribute::Kind("clsact".to_owned()));
-            found |= kind && qdisc.header.index == index;
-        }
-        if !found {
+        if !has(&handle, index, "clsact").await? {
             return Ok(false);
         }
         for side in [TcAttachType::Ingress, TcAttachType::Egress] {
@@ -66,6 +60,27 @@ pub(super) fn remove_if_empty(interface: &str) -> io::Result<bool> {
         Ok(true)
     })
     .or_else(|error| unless_gone(error).map(|()| false))
+}
+
+/// Whether an ingress qdisc, clsact's older relative, has the one place that there is for either.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(super) fn is_taken_by_ingress(interface: &str) -> io::Result<bool> {
+    let Some(index) = index(interface)? else { return Ok(false) };
+    ask(async |handle| has(&handle, index, "ingress").await)
+}
+
+/// Whether the interface has a qdisc of this kind.
+async fn has(handle: &Handle, index: i32, kind: &str) -> Result<bool, Error> {
+    let kind = TcAttribute::Kind(kind.to_owned());
+    let mut all = handle.qdisc().get().index(index).execute();
+    let mut found = false;
+    while let Some(qdisc) = all.try_next().await? {
+        found |= qdisc.header.index == index && qdisc.attributes.contains(&kind);
+    }
+    Ok(found)
 }
 
 /// How many filters of any kind there are on one side.

@@ -34,7 +34,7 @@ pub struct Installed {
 #[must_use = "the datapath lets nothing pass"]
 pub struct Suspended {
     generation: u8,
-    config: Config,
+    config: Box<Config>,
 }
 
 impl Datapath {
@@ -112,7 +112,7 @@ impl Datapath {
     ///
     /// When the map cannot be read or written.
     pub fn suspend(&mut self) -> Result<Suspended, DatapathError> {
-        let suspended = Suspended { generation: self.maps.generation()?, config: self.maps.config()? };
+        let suspended = Suspended { generation: self.maps.generation()?, config: Box::new(self.maps.config()?) };
         self.maps.set_config(suspended.generation, &Config::zeroed())?;
         Ok(suspended)
     }
@@ -125,7 +125,7 @@ impl Datapath {
     /// When the kernel refuses something; nothing passes then.
     pub fn resume(&mut self, suspended: Suspended, interfaces: &Interfaces, hook: Hook) -> Result<(), DatapathError> {
         self.attach(interfaces, hook)?;
-        let config = Config { external_ifindex: interfaces.external.index, ..suspended.config };
+        let config = Config { external_ifindex: interfaces.external.index, ..*suspended.config };
         self.maps.set_config(suspended.generation, &config)?;
         self.previous = None;
         self.maps.switch(suspended.generation)
