@@ -166,6 +166,12 @@ impl Spec {
         self
     }
 
+    /// With a rule for SCTP, to another port if one is given.
+    pub(crate) fn sctp(mut self, port: u16, to: Host, target_port: impl Into<Option<u16>>) -> Self {
+        self.rules.push(("SCTP", port, to, target_port.into()));
+        self
+    }
+
     /// With a fallback, which can serve one family only.
     pub(crate) fn fallback(mut self, to: IpAddr) -> Self {
         self.fallback = Some(to);

@@ -237,3 +237,18 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
         });
     }
 }
+
+#[test]
+fn a_neighbour_that_is_not_known_to_be_there_is_left_to_the_kernel() {
+    let setup = Setup::default().settings(|settings| settings.redirect = true);
+    for family in Family::ALL {
+        rig::with(&setup, |rig| {
+            // The gateway is known, this client is not.
+            let request = Frame::request(client(1, family, PORT), at(ROUTER, family, UDP_MOVED), Body::Udp);
+            let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, UDP_TARGET));
+            rig.request(&request);
+            rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+            rig.run(Hook::ExternalIngress, &sent.answer().bytes()).is(Verdict::Reply);
+        });
+    }
+}

@@ -19,7 +19,7 @@ use egress_user::datapath::{
     Arrival, Datapath, Departure, FlowRow, Interface, Interfaces, PinDir, Reader, Settings, Tables,
 };
 
-use crate::frame::{CLUSTER_MAC, EXTERNAL_MAC, Frame};
+use crate::frame::{CLUSTER_MAC, EXTERNAL_MAC, Frame, PEER_MAC};
 
 /// Port of the rule with a target port, TCP.
 pub(crate) const TCP_MOVED: u16 = 80;
@@ -154,6 +154,13 @@ fn in_namespace(loaded: Loaded, test: impl FnOnce(&mut Rig) + Send) -> Loaded {
             ROUTER.v4, ROUTER.v6, SNAT.v4, SNAT.v6, GATEWAY.v4, GATEWAY.v6
         ))
         .unwrap();
+    // Nobody is there to answer for them, and what nobody answers for is left to the kernel.
+    let peer = PEER_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    for (host, device) in [(GATEWAY, "net1"), (address::client(0), "eth0")] {
+        for ip in host.both() {
+            netns.ip(["neigh", "add", &ip.to_string(), "lladdr", &peer, "dev", device, "nud", "permanent"]).unwrap();
+        }
+    }
     netns.sysctl(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]).unwrap();
     netns.run(|| {
         let mut rig = Rig::new(loaded);

@@ -18,6 +18,7 @@
 //! | [`wait`] | waiting for something to become true, with a limit |
 //! | [`capture`] | every frame that passes an interface |
 //! | [`inject`] | frames that no socket would send |
+//! | [`frame`] | packets built from scratch, for sending and comparing |
 //! | [`packet`], [`pcap`] | what a frame holds, and frames as a file |
 //! | [`detector`] | the leak and checksum detector, made of a capture |
 //! | [`probe`] | one packet through one rule, and what became of it |
@@ -40,6 +41,7 @@ pub mod bpf;
 pub mod capture;
 pub mod detector;
 pub mod endpoint;
+pub mod frame;
 pub mod icmp;
 pub mod inject;
 pub mod interrupt;

@@ -12,8 +12,12 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// Fragment header of IPv6.
+    pub const FRAGMENT: u8 = 44;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Length of an Ethernet header, bytes.
@@ -92,8 +96,17 @@ impl Packet<'_> {
             protocol::UDP => (self.transport_sum() != 0xffff).then_some("UDP"),
             protocol::ICMP => (sum(self.payload, 0) != 0xffff).then_some("ICMP"),
             protocol::ICMPV6 => (self.transport_sum() != 0xffff).then_some("ICMPv6"),
+            protocol::SCTP => (!self.has_right_crc()).then_some("SCTP"),
             _ => None,
         }
+    }
+
+    /// Whether SCTP's checksum is right, or is still to be computed by a device.
+    fn has_right_crc(&self) -> bool {
+        let Some((head, rest)) = self.payload.split_first_chunk::<8>() else { return false };
+        let Some((crc, rest)) = rest.split_first_chunk::<4>() else { return false };
+        let over = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]), rest);
+        *crc == [0; 4] || u32::from_le_bytes(*crc) == over
     }
 
     /// The sum over pseudo header and payload, 0xffff when the checksum within is right (RFC 1071).
@@ -134,7 +147,7 @@ fn udp_sum(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> u16 {
     sum(payload, partial(&addresses) + rest)
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -150,6 +163,17 @@ pub fn read(frame: &[u8]) -> Content<'_> {
         0x0806 => arp(rest).unwrap_or(Content::Malformed),
         other => Content::Other(other),
     }
+}
+
+/// The IP packet within a frame, without Ethernet padding.
+pub fn ip_bytes(frame: &[u8]) -> Option<&[u8]> {
+    let rest = frame.get(ETHERNET..)?;
+    let length = match u16_at(frame, 12)? {
+        0x0800 => usize::from(u16_at(rest, 2)?),
+        0x86dd => 40 + usize::from(u16_at(rest, 4)?),
+        _ => return None,
+    };
+    rest.get(..length)
 }
 
 fn ipv4(bytes: &[u8]) -> Option<Packet<'_>> {

@@ -4,20 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::libc;
 use nix::poll::PollFlags;
-use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, sendto, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockProtocol, SockType, SockaddrStorage, connect, recv, sendto, setsockopt, sockopt};
 
-use crate::Netns;
 pub use crate::endpoint::Seen;
 use crate::endpoint::{any_port, bound, ready};
 use crate::wait::Attempt;
+use crate::{Netns, sys};
 
 /// How often a server looks whether it should end.
 const PATROL: Duration = Duration::from_millis(20);
@@ -106,7 +107,6 @@ impl UdpClient {
     /// # Errors
     /// When `from` cannot be bound, or there is no route.
     pub fn open(netns: &Netns, from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
-        use std::os::fd::AsRawFd as _;
         let socket = netns.run(|| {
             let socket = bound(SockType::Datagram, None, from)?;
             connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
@@ -122,6 +122,50 @@ impl UdpClient {
     /// The socket's own.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// The socket itself, for what the methods here do not do.
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Chooses what becomes of a datagram that is larger than the way allows.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn oversize(&self, oversize: Oversize) -> io::Result<()> {
+        let v4 = self.local()?.is_ipv4();
+        let (level, name, value) = match oversize {
+            Oversize::Refuse if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+            Oversize::Fragment if v4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            Oversize::Refuse => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+            Oversize::Fragment => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        };
+        sys::set_option(&self.socket, level, name, value)
+    }
+
+    /// Has the socket report every ICMP error, also those that may pass.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn hear_errors(&self) -> io::Result<()> {
+        let (level, name) = match self.local()? {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        };
+        sys::set_option(&self.socket, level, name, 1)
+    }
+
+    /// Sets the TTL or hop limit of what is sent.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub fn set_hops(&self, hops: u8) -> io::Result<()> {
+        let (level, name) = match self.local()? {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+        };
+        sys::set_option(&self.socket, level, name, hops.into())
     }
 
     /// Sends `payload` once and waits for its answer. Returns whom the server saw.
@@ -147,13 +191,29 @@ impl UdpClient {
             return Ok(None);
         }
         let mut buffer = vec![0; DATAGRAM_BYTES];
-        let length = self.socket.recv(&mut buffer)?;
+        let length = match self.socket.recv(&mut buffer) {
+            Ok(length) => length,
+            Err(error) => {
+                // The queue that errors are kept in too would have the socket look readable for ever.
+                while recv(self.waiting.as_raw_fd(), &mut buffer, MsgFlags::MSG_ERRQUEUE).is_ok() {}
+                return Err(error);
+            }
+        };
         let answer = buffer.get(..length).unwrap_or_default();
         let mut parts = answer.splitn(2, |byte| *byte == b'\n');
         let line = String::from_utf8_lossy(parts.next().unwrap_or_default());
         let seen = line.parse::<Seen>()?;
         Ok(Some((seen, parts.next().unwrap_or_default().to_vec())))
     }
+}
+
+/// What a socket does with a datagram that is larger than the way allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversize {
+    /// Don't fragment: the path MTU is learned, and what is larger is refused with `EMSGSIZE`.
+    Refuse,
+    /// Fragment it, here or, with IPv4, anywhere on the way.
+    Fragment,
 }
 
 /// Opens a socket, exchanges `payload` once, and closes.
@@ -172,7 +232,6 @@ pub fn send_with_checksum(
     payload: &[u8],
     checksum: u16,
 ) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
     let length = u16::try_from(8 + payload.len()).map_err(io::Error::other)?;
     let mut datagram = [from.port(), to.port(), length, checksum].map(u16::to_be_bytes).concat();
     datagram.extend(payload);

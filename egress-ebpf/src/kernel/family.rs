@@ -86,10 +86,11 @@ impl Family for V4 {
         Ok(())
     }
 
-    /// RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    /// RFC 792: destination unreachable, source quench, time exceeded, parameter problem. A redirect (5) quotes a packet too,
+    /// but it tells whoever sent it by this link of another gateway there, and means nothing elsewhere.
     #[inline(always)]
     fn is_icmp_error(icmp_type: u8) -> bool {
-        matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
+        matches!(icmp_type, 3 | 4 | 11 | 12)
     }
 
     #[inline(always)]

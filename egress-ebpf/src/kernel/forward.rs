@@ -49,11 +49,17 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
 fn may_redirect<F: Family>(config: &Config, parsed: &Parsed, flow: &Flow, direction: Direction) -> bool {
     // The kernel resolves the destination's neighbour for a flow's first request, and tells the client if there is none. A
     // client that no route leads back to has no such luck: the kernel might drop its packet for that alone.
-    let routed = flow.return_kind != HopKind::Link as u8;
+    let client = match direction {
+        Direction::Request => flow.return_kind,
+        Direction::Reply => flow.hop_kind,
+    };
+    let routed = client != HopKind::Link as u8;
     let first = matches!(direction, Direction::Request) && flow.packets <= 1 && routed;
+    // What the kernel does better with fragments and extension headers, it cannot do at all without a route.
+    let simple = if routed { parsed.is_plain::<F>() } else { parsed.is_without_options::<F>() };
     config.flags & config_flag::REDIRECT != 0
         && flow.hop_kind != HopKind::Kernel as u8
-        && parsed.is_plain::<F>()
+        && simple
         && parsed.ttl > 1
         && !first
 }

@@ -13,23 +13,18 @@ use super::size;
 /// The next hop out of `ifindex` by the routing table. Where there is none, one that was learned from the wire is kept.
 #[inline(always)]
 pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
-    match neighbour(ctx, ifindex, &flow.to_src, &flow.to_dst) {
-        Some(neighbour) => {
-            flow.hop = neighbour;
-            flow.hop_kind = HopKind::Neighbour as u8;
-        }
-        None if flow.hop_kind == HopKind::Neighbour as u8 => flow.hop_kind = HopKind::Kernel as u8,
-        None => {}
+    match way(ctx, ifindex, &flow.to_src, &flow.to_dst) {
+        Way::None if flow.hop_kind == HopKind::Link as u8 => {}
+        way => take(way, flow),
     }
 }
 
 /// The next hop back to the client whose request `ctx` is: by the routing table, else to where the request came from.
 #[inline(always)]
 pub(crate) fn refresh_return(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
-    if let Some(neighbour) = neighbour(ctx, ifindex, &flow.to_src, &flow.to_dst) {
-        flow.hop = neighbour;
-        flow.hop_kind = HopKind::Neighbour as u8;
-        return;
+    let way = way(ctx, ifindex, &flow.to_src, &flow.to_dst);
+    if !matches!(way, Way::None) {
+        return take(way, flow);
     }
     let mut bytes = [0_u8; 16];
     // SAFETY: the context is valid; the helper writes six bytes into a buffer of sixteen. Offset 6 is the link source.
@@ -39,8 +34,30 @@ pub(crate) fn refresh_return(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow)
     }
 }
 
+/// What the routing table says of a destination.
+enum Way {
+    /// No way out of the interface.
+    None,
+    /// By a neighbour that is not known to be there: new, or silent of late. The kernel asks for it, and tells the sender if
+    /// nobody answers, which a redirected packet's sender would never learn.
+    Unresolved,
+    /// By this neighbour.
+    Neighbour(Addr),
+}
+
 #[inline(always)]
-fn neighbour(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Option<Addr> {
+fn take(way: Way, flow: &mut Flow) {
+    flow.hop_kind = match way {
+        Way::None | Way::Unresolved => HopKind::Kernel,
+        Way::Neighbour(neighbour) => {
+            flow.hop = neighbour;
+            HopKind::Neighbour
+        }
+    } as u8;
+}
+
+#[inline(always)]
+fn way(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Way {
     // SAFETY: every field is a number or an array of numbers.
     let mut route: Route = unsafe { core::mem::zeroed() };
     route.ifindex = ifindex;
@@ -56,12 +73,16 @@ fn neighbour(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Optio
     let size = size::<Route>().cast_signed();
     // SAFETY: the context is valid, `route` lives on the stack, and its size goes with it.
     let answer = unsafe { bpf_fib_lookup(ctx.cast(), &raw mut route, size, BPF_FIB_LOOKUP_OUTPUT) };
-    // An unresolved neighbour is one all the same: the kernel resolves it when the packet is sent.
-    let found = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-    if !found || route.ifindex != ifindex || route.family != family {
-        return None;
+    let resolved = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
+    let found = resolved || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+    if !found || route.ifindex != ifindex {
+        return Way::None;
     }
-    Some(if dst.is_v4() {
+    // A gateway of the other family is one that `forward` cannot name; the kernel can.
+    if !resolved || route.family != family {
+        return Way::Unresolved;
+    }
+    Way::Neighbour(if dst.is_v4() {
         // SAFETY: the family says which field holds the next hop.
         Addr::from_v4_word(unsafe { route.__bindgen_anon_4.ipv4_dst })
     } else {

@@ -258,6 +258,12 @@ impl Parsed {
         self.l4 == self.l3 + F::PLAIN && self.fragment == Fragment::Whole
     }
 
+    /// Whether there is nothing in the packet that a forwarding host has to write to.
+    #[inline(always)]
+    pub(crate) fn is_without_options<F: Family>(&self) -> bool {
+        !F::IS_V4 || self.l4 == self.l3 + F::PLAIN
+    }
+
     /// The source port that this packet has once the source half that `mark` asks for is done.
     #[inline(always)]
     pub(crate) fn source_after(&self, mark: Mark) -> Port {
