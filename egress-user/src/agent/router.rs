@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use egress_ebpf::contract::{Direction, Mark};
 
 use super::AgentError;
+use super::error::Chain;
 use crate::compile::Desired;
 use crate::datapath::{Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables};
 use crate::link::{self, Change, NetnsLock, Observed, Place};
@@ -208,6 +209,10 @@ impl Router {
         let hook = self.setup.hook;
         let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
         link.claim()?;
+        // A flow that leaves from an address that is the router's no longer ends with it.
+        if changed && let Err(failed) = datapath.sweep() {
+            tracing::warn!("sweep flows of addresses that are gone: {}", Chain(&failed));
+        }
         Ok(Applied {
             link: link.done().to_vec(),
             programs: installed.changed,
