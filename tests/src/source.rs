@@ -479,7 +479,7 @@ pub fn last_word(address: IpAddr) -> u16 {
 
 /// A step that leads to every one of `flows` before it comes back, and never to a neighbour.
 fn step(flows: u32) -> u32 {
-    let golden = u64::from(flows) * 2_654_435_769 >> 32;
+    let golden = (u64::from(flows) * 2_654_435_769) >> 32;
     let start = u32::try_from(golden).unwrap_or(1).max(1);
     (start..).find(|step| gcd(*step, flows) == 1).unwrap_or(1)
 }

@@ -52,7 +52,7 @@ pub fn print<R: Row>(rows: &[R], format: Format) -> Result<(), OutputError> {
 /// Prints one value: as JSON, or as YAML, which is also what `table` means for a thing without rows.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn value<T: Serialize>(value: &T, format: Format) -> Result<(), OutputError> {
     text(&match format {
         Format::Json => json(value)?,
@@ -63,7 +63,7 @@ pub fn value<T: Serialize>(value: &T, format: Format) -> Result<(), OutputError>
 /// Prints text as it is.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn text(text: &str) -> Result<(), OutputError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
