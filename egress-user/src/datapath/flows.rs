@@ -171,9 +171,9 @@ pub(super) fn protocol_name(number: u8) -> String {
     }
 }
 
-/// The kernel's `bpf_ktime_get_ns`.
+/// The clock that the programs read (`bpf_ktime_get_coarse_ns`), so that both agree on what has expired.
 pub(super) fn monotonic_ns() -> u64 {
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE) else { return 0 };
     let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
     seconds * SECOND_NS + u64::try_from(now.tv_nsec()).unwrap_or_default()
 }
