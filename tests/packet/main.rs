@@ -11,6 +11,7 @@
 //! | [`malformed`] | packets that are not what they say |
 //! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
 //! | [`scale`] | every port a rule |
+//! | [`verified`] | what the verifier has to walk, on each kernel |
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
 
@@ -24,6 +25,7 @@ mod rig;
 mod safety;
 mod scale;
 mod verdicts;
+mod verified;
 
 #[test]
 fn the_kernel_loads_every_program() {

@@ -396,6 +396,10 @@ impl Rig {
     pub(crate) fn pass_time(&mut self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap();
         for (key, mut flow) in self.entries() {
+            assert!(
+                flow.last_seen_ns >= ns,
+                "this machine was started less than {time:?} ago: too young for this test"
+            );
             flow.created_ns = flow.created_ns.saturating_sub(ns);
             flow.last_seen_ns = flow.last_seen_ns.saturating_sub(ns);
             self.set_entry(&key, &flow);

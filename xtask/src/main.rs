@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod check;
+mod kernels;
 mod progress;
 mod run;
 mod setup;
@@ -41,6 +42,9 @@ enum Verb {
     Bench(bench::Args),
     /// Formatting, lints and documentation
     Check(check::Args),
+    /// First process of an emulated machine
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
         Verb::Check(args) => check::check(&args),
+        Verb::Guest => kernels::guest::guest(),
     };
     match done {
         Ok(code) => code,

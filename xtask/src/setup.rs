@@ -19,6 +19,15 @@ const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
 /// The programs that the lab starts, and the Debian packages that bring them.
 const LAB_TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("ethtool", "ethtool"), ("nft", "nftables")];
 
+/// The programs that boot other kernels, and the Debian packages that bring them.
+const EMULATOR_TOOLS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+    ("strip", "binutils"),
+    ("ldd", "libc-bin"),
+    ("dpkg-deb", "dpkg"),
+];
+
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -52,10 +61,18 @@ const STEPS: &[Step] = &[
     Step {
         name: "lab tools",
         why: "needed to make the lab's namespaces and links, to switch offloads, and for kernel NAT to compare with",
-        find: find_lab_tools,
-        install: install_lab_tools,
+        find: || find_tools(LAB_TOOLS),
+        install: || install_tools("the lab's tools", LAB_TOOLS),
     },
 ];
+
+/// Large, and needed by one layer of tests only: no part of set-up, which every verb asks for.
+const EMULATOR: Step = Step {
+    name: "emulator",
+    why: "needed to unpack other kernels and to boot them",
+    find: || find_tools(EMULATOR_TOOLS),
+    install: || install_tools("the emulator", EMULATOR_TOOLS),
+};
 
 /// Runs the verb.
 pub(crate) fn setup(args: &Args) -> Result<ExitCode> {
@@ -90,6 +107,20 @@ pub(crate) fn ensure() -> Result<Toolchain> {
     Ok(Toolchain { compiler: toolchain::find_compiler()?, linker: toolchain::find_linker()? })
 }
 
+/// What the kernels layer calls, besides.
+pub(crate) fn ensure_emulator() -> Result<()> {
+    (EMULATOR.find)().map(|_| ()).or_else(|reason| provide(&EMULATOR, &reason))
+}
+
+/// Fetches the package lists, once a run.
+///
+/// # Errors
+/// When this system has no apt-get.
+pub(crate) fn refresh_package_lists() -> Result<()> {
+    refresh_lists(&workspace::on_path("apt-get").context("this system has no apt-get")?);
+    Ok(())
+}
+
 /// Installs one thing and makes sure that it is there now.
 fn provide(step: &Step, reason: &anyhow::Error) -> Result<()> {
     eprintln!("{}: {reason:#}\n  {}", step.name, step.why);
@@ -121,22 +152,23 @@ fn install_linker() -> Result<()> {
     progress::run("build bpf-linker, some minutes", &mut command).context(by_hand)
 }
 
-fn missing_lab_tools() -> Vec<(&'static str, &'static str)> {
-    LAB_TOOLS.iter().copied().filter(|(program, _)| workspace::on_path(program).is_none()).collect()
+/// Programs of a list that are not here, with their packages.
+fn missing(tools: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    tools.iter().copied().filter(|(program, _)| workspace::on_path(program).is_none()).collect()
 }
 
-fn find_lab_tools() -> Result<String> {
-    let missing = missing_lab_tools();
+fn find_tools(tools: &[(&'static str, &'static str)]) -> Result<String> {
+    let missing = missing(tools);
     if !missing.is_empty() {
         let names = missing.iter().map(|(program, _)| *program).collect::<Vec<_>>();
         bail!("not on PATH: {}", names.join(", "));
     }
-    Ok(LAB_TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "))
+    Ok(tools.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "))
 }
 
-fn install_lab_tools() -> Result<()> {
-    let packages = missing_lab_tools().into_iter().map(|(_, package)| package).collect::<Vec<_>>();
-    apt_install("the lab's tools", &packages)
+fn install_tools(what: &str, tools: &[(&'static str, &'static str)]) -> Result<()> {
+    let packages = missing(tools).into_iter().map(|(_, package)| package).collect::<Vec<_>>();
+    apt_install(what, &packages)
 }
 
 /// Installs Debian packages, with the package lists as they are now.

@@ -1,16 +1,16 @@
 //! `cargo xtask test`: one layer of tests, or all.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build, workspace};
+use crate::{build, kernels, workspace};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The layer to run; all of them when absent
+    /// The layer to run; all of them but kernels when absent
     layer: Option<Layer>,
     /// Arguments for the test programs, such as a part of a test's name
     #[arg(last = true)]
@@ -26,9 +26,14 @@ enum Layer {
     Packet,
     /// Real sockets in network namespaces
     Netns,
+    /// The programs and the tests on older kernels, emulated; not part of "all"
+    Kernels,
 }
 
 impl Layer {
+    /// What is run when none is named: what needs this machine only.
+    const LOCAL: [Self; 3] = [Self::Unit, Self::Packet, Self::Netns];
+
     /// What the layer's tests need; what lacks it fails, and never passes by skipping.
     fn needs_system(self) -> bool {
         self != Self::Unit
@@ -39,30 +44,31 @@ impl Layer {
             Self::Unit => "unit",
             Self::Packet => "packet",
             Self::Netns => "netns",
+            Self::Kernels => "kernels",
         }
     }
 
-    fn command(self, extra: &[String]) -> Command {
-        let mut cargo = workspace::host_cargo();
-        cargo.args(["test", "--locked"]);
-        match self {
-            Self::Unit => cargo.args(["--workspace", "--lib", "--bins"]),
-            Self::Packet => cargo.args(["--package", "egress-lab", "--test", "packet"]),
-            Self::Netns => cargo.args(["--package", "egress-lab", "--test", "netns"]),
+    fn run(self, extra: &[String]) -> Result<()> {
+        let tests: &[&str] = match self {
+            Self::Unit => &["--workspace", "--lib", "--bins"],
+            Self::Packet => &["--package", "egress-lab", "--test", "packet"],
+            Self::Netns => &["--package", "egress-lab", "--test", "netns"],
+            Self::Kernels => return kernels::test(extra),
         };
-        cargo.arg("--").args(extra);
+        let mut cargo = workspace::host_cargo();
+        cargo.args(["test", "--locked"]).args(tests).arg("--").args(extra);
         if self == Self::Netns && !extra.iter().any(|argument| argument.starts_with("--test-threads")) {
             // A lab is six namespaces with traffic: more of them than processors only makes each one's clocks late.
             let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
             cargo.arg(format!("--test-threads={threads}"));
         }
-        cargo
+        workspace::run(&mut cargo)
     }
 }
 
 /// Runs the verb.
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
-    let layers = args.layer.map_or_else(|| Layer::value_variants().to_vec(), |layer| vec![layer]);
+    let layers = args.layer.map_or_else(|| Layer::LOCAL.to_vec(), |layer| vec![layer]);
     if layers.iter().any(|layer| layer.needs_system()) {
         workspace::require_root("test")?;
         build::everything()?;
@@ -71,7 +77,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let mut failed = Vec::new();
     for layer in &layers {
         eprintln!("testing: {}", layer.name());
-        if let Err(error) = workspace::run(&mut layer.command(&args.extra)) {
+        if let Err(error) = layer.run(&args.extra) {
             eprintln!("{error:#}");
             failed.push(layer.name());
         }

@@ -22,6 +22,7 @@ mod pins;
 mod read;
 mod tables;
 mod test_run;
+mod verified;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
