@@ -12,6 +12,7 @@ mod edits;
 mod fallback;
 mod flows;
 mod fragments;
+mod healing;
 mod hooks;
 mod icmp;
 mod lab;

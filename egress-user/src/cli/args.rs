@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser as _;
@@ -197,6 +198,11 @@ pub struct Run {
     /// File to write the router's status to, as JSON, whenever it changes.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
+
+    /// Where to serve `/metrics` (OpenMetrics), `/healthz` and `/readyz`, as in 0.0.0.0:9180. In the router's own namespace
+    /// the fallback leaves that port alone.
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Agent")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Arguments of `apply`.

@@ -11,10 +11,11 @@ use super::output::{self, Format};
 use super::rows::PlanRow;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
-use crate::compile::{Desired, desired_from_file};
+use crate::compile::{Desired, Protocol, desired_from_file};
 use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::spec::Diagnostic;
+use crate::status::Conditions;
 
 /// Runs a command.
 ///
@@ -101,7 +102,12 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 fn run(args: &args::Run) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let router = configured(&args.target, &args.master, &args.datapath)?;
+    let mut settings = settings(&args.datapath, &router_netns(&args.target)?)?;
+    if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
+        // Served where clients come in.
+        settings.local_ports.push((Protocol::Tcp, metrics.port()));
+    }
+    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings)?;
     let options = agent::Options {
         file: args.spec.file.clone(),
         router: args.spec.router.clone(),
@@ -110,6 +116,7 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
             values::OnExit::Remove => agent::OnExit::Remove,
         },
         status_file: args.status_file.clone(),
+        metrics: args.metrics,
         netns_file: args
             .target
             .netns
@@ -149,6 +156,9 @@ fn delete(args: &args::Delete) -> anyhow::Result<()> {
 #[serde(rename_all = "camelCase")]
 struct Status {
     installed: bool,
+    /// The agent that is at work, if there is one and it can be seen.
+    agent: Option<u32>,
+    conditions: Conditions,
     link: Observed,
     snat_addresses: Vec<std::net::IpAddr>,
     rules: usize,
@@ -163,6 +173,8 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
     let reader = router.reader()?;
     let status = Status {
         installed: true,
+        agent: router.place().router.holder(),
+        conditions: router.conditions()?,
         link: link::observe(router.place())?,
         snat_addresses: reader.snat_addresses()?,
         rules: reader.rules()?.len(),
@@ -170,6 +182,11 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
         port_searches: reader.port_tries()?,
         counters: reader.counters()?,
     };
+    if args.output.format == Format::Table {
+        let rows: Vec<_> = status.conditions.iter().cloned().collect();
+        output::print(&rows, Format::Table)?;
+        output::text("\n")?;
+    }
     Ok(output::value(&status, args.output.format)?)
 }
 

@@ -9,6 +9,7 @@ use super::output::Row;
 use crate::compile::RuleTable;
 use crate::datapath::{CounterRow, FlowRow, RuleRow};
 use crate::link::Change;
+use crate::status::Condition;
 
 impl Row for RuleRow {
     const HEADER: &'static [&'static str] = &["RULE", "FAMILY", "PROTOCOL", "PORT", "DESTINATION", "TARGET PORT"];
@@ -50,6 +51,15 @@ impl Row for FlowRow {
             format!("{}/{}", self.request_packets, self.reply_packets),
             format!("{}/{}", self.request_bytes, self.reply_bytes),
         ]
+    }
+}
+
+impl Row for Condition {
+    const HEADER: &'static [&'static str] = &["CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"];
+
+    fn cells(&self) -> Vec<String> {
+        let since = self.last_transition_time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+        vec![format!("{:?}", self.kind), format!("{:?}", self.status), since, self.reason.clone(), self.message.clone()]
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::DatapathError;
 use super::maps::{Maps, array_of, failed};
+use super::tally::Tally;
 
 /// One flow, as people and scripts see it.
 #[derive(Clone, Debug, Serialize)]
@@ -68,6 +69,12 @@ impl Maps {
         Ok(entries)
     }
 
+    /// Adds what all flows have counted to a tally.
+    pub(super) fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
+        tally.add(&self.entries()?, self.capacity, &self.config()?);
+        Ok(())
+    }
+
     /// Live flows, each once, by client.
     pub(super) fn flow_rows(&self) -> Result<Vec<FlowRow>, DatapathError> {
         let config = self.config()?;
@@ -84,11 +91,13 @@ impl Maps {
         Ok(rows)
     }
 
-    /// Removes expired flows, and those whose external address is no longer the router's.
-    pub(super) fn sweep(&mut self) -> Result<Swept, DatapathError> {
+    /// Removes expired flows, and those whose external address is no longer the router's. What all have counted goes to the
+    /// tally.
+    pub(super) fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
         let config = self.config()?;
         let now_ns = monotonic_ns();
         let entries = self.entries()?;
+        tally.add(&entries, self.capacity, &config);
         let sources = self.snat_sources(&config)?;
         let mut swept = Swept::default();
         for (key, flow) in &entries {
@@ -160,7 +169,7 @@ fn socket(addr: Addr, port: Port) -> SocketAddr {
 }
 
 /// Name of an IP protocol, or its number.
-pub(super) fn protocol_name(number: u8) -> String {
+pub fn protocol_name(number: u8) -> String {
     match number {
         protocol::TCP => "TCP".into(),
         protocol::UDP => "UDP".into(),

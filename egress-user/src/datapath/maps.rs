@@ -39,6 +39,8 @@ pub(super) struct Maps {
     pub(super) sources: Array<MapData, Bytes<Addr>>,
     rules: HashMap<MapData, Bytes<RuleKey>, Bytes<RuleValue>>,
     pub(super) flows: HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>,
+    /// How many flows the table holds.
+    pub(super) capacity: usize,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
     port_tries: PerCpuArray<MapData, u64>,
 }
@@ -53,7 +55,9 @@ impl Maps {
         if !pins.map(map::ACTIVE).exists() {
             return Err(DatapathError::NotInstalled { path: pins.path().to_path_buf() });
         }
+        let flows = MapInfo::from_pin(pins.map(map::FLOWS)).map_err(failed("open", map::FLOWS))?;
         Ok(Self {
+            capacity: usize::try_from(flows.max_entries() / 2).unwrap_or(usize::MAX),
             active: array(pins, map::ACTIVE)?,
             config: array(pins, map::CONFIG)?,
             addresses: hash(pins, map::ADDRESSES)?,

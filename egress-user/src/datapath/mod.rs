@@ -21,14 +21,16 @@ mod object;
 mod pins;
 mod read;
 mod tables;
+mod tally;
 mod test_run;
 mod verified;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
-pub use flows::{FlowRow, Swept};
+pub use flows::{FlowRow, Swept, protocol_name};
 pub use load::{Datapath, Installed, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
-pub use tables::{Interface, Interfaces, Settings, Tables};
+pub use tables::{Interface, Interfaces, Settings, Tables, protocol_number};
+pub use tally::{PortUse, RuleId, RuleTotals, Tally, Traffic, Use};
 pub use test_run::{Arrival, Departure};

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::flows::protocol_name;
 use super::maps::{Maps, failed};
 use super::tables::rule_entries;
-use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept};
+use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept, Tally, Use};
 use crate::compile::RuleTable;
 
 /// A rule in force.
@@ -106,6 +106,17 @@ impl Reader {
         self.maps.flow_rows()
     }
 
+    /// How much of the tables and of the source ports is used.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn used(&self) -> Result<Use, DatapathError> {
+        let mut tally = Tally::default();
+        self.maps.tally(&mut tally)?;
+        Ok(tally.used().clone())
+    }
+
     /// Counters that are not zero.
     ///
     /// # Errors
@@ -144,13 +155,14 @@ impl Reader {
 }
 
 impl Datapath {
-    /// Removes expired flows, and those of addresses that the router no longer has.
+    /// Removes expired flows, and those of addresses that the router no longer has. What all flows have counted goes to the
+    /// tally.
     ///
     /// # Errors
     ///
     /// When the map cannot be read or written.
-    pub fn sweep(&mut self) -> Result<Swept, DatapathError> {
-        self.maps.sweep()
+    pub fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
+        self.maps.sweep(tally)
     }
 }
 

@@ -11,6 +11,8 @@ pub enum Reason {
     MasterMissing,
     /// The master is down or has no carrier.
     MasterDown,
+    /// The external interface does not exist.
+    InterfaceMissing,
     /// Another host has one of the addresses.
     AddressConflict,
     /// A gateway does not answer ARP or neighbour discovery.
@@ -33,10 +35,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, by weight.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::DatapathMissing,
         Self::MasterMissing,
         Self::MasterDown,
+        Self::InterfaceMissing,
         Self::AddressConflict,
         Self::GatewayUnreachable,
         Self::NoRoute,
@@ -54,6 +57,7 @@ impl Reason {
             Self::DatapathMissing => "DatapathMissing",
             Self::MasterMissing => "MasterMissing",
             Self::MasterDown => "MasterDown",
+            Self::InterfaceMissing => "InterfaceMissing",
             Self::AddressConflict => "AddressConflict",
             Self::GatewayUnreachable => "GatewayUnreachable",
             Self::NoRoute => "NoRoute",
