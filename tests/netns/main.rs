@@ -18,6 +18,7 @@ mod icmp;
 mod lab;
 mod lifecycle;
 mod live;
+mod metrics;
 mod modes;
 mod mtu;
 mod outside;

@@ -131,7 +131,7 @@ fn follow_settings(netns: &Netns, changes: mpsc::Sender<()>) -> Result<JoinHandl
         Ok(socket)
     };
     let failed = |source: io::Error| LinkError::Observe { what: "changes", netns: netns.label().to_owned(), source };
-    let mut socket = netns.run(open)?.map_err(failed)?;
+    let socket = netns.run(open)?.map_err(failed)?;
     Ok(tokio::spawn(async move {
         loop {
             // An error is an overrun: something has changed, and more than was read.
