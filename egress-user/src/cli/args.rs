@@ -106,6 +106,15 @@ Example:
   egress-router drops --netns router")]
     Drops(Show),
 
+    /// Turn the legacy router image's environment into a specification.
+    #[command(after_help = "\
+Examples:
+  EGRESS_SOURCE=192.168.12.99/24 EGRESS_GATEWAY=192.168.12.1 EGRESS_DESTINATION=203.0.113.26 egress-router import-legacy
+  egress-router import-legacy --source 192.168.12.99/24 --gateway 192.168.12.1 --destination \"$(cat destinations)\"
+
+Accepts what the image accepted, and refuses with its words what it refused.")]
+    ImportLegacy(ImportLegacy),
+
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -126,6 +135,7 @@ impl fmt::Display for Command {
             Self::Rules(_) => "rules",
             Self::Flows(_) => "flows",
             Self::Drops(_) => "drops",
+            Self::ImportLegacy(_) => "import-legacy",
             Self::Completions(_) => "completions",
         })
     }
@@ -242,6 +252,26 @@ pub struct Show {
     /// Form of the result.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// Arguments of `import-legacy`.
+#[derive(Debug, Args)]
+pub struct ImportLegacy {
+    /// IPv4 address that connections come from, with or without a prefix length.
+    #[arg(long, env = "EGRESS_SOURCE", default_value = "", hide_default_value = true, value_name = "IP[/LENGTH]")]
+    pub source: String,
+
+    /// IPv4 address of the gateway.
+    #[arg(long, env = "EGRESS_GATEWAY", default_value = "", hide_default_value = true, value_name = "IP")]
+    pub gateway: String,
+
+    /// Lines of `PORT PROTOCOL IP [REMOTE PORT]`, the last one may be a fallback `IP`.
+    #[arg(long, env = "EGRESS_DESTINATION", default_value = "", hide_default_value = true, value_name = "LINES")]
+    pub destination: String,
+
+    /// Name of the router.
+    #[arg(long, default_value = crate::spec::LEGACY_NAME)]
+    pub name: String,
 }
 
 /// Arguments of `completions`.

@@ -5,6 +5,7 @@
 pub mod args;
 mod commands;
 mod completions;
+mod import;
 pub mod output;
 mod rows;
 mod validate;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
+        Command::ImportLegacy(args) => import::run(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };

@@ -3,27 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What a condition is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum ConditionType {
-    /// Packets of the rules get through.
-    Available,
-    /// The router is on its way to another state.
-    Progressing,
-    /// Something is not as the specification wants it.
-    Degraded,
-}
-
-/// Whether a condition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ConditionStatus {
-    /// It does.
-    True,
-    /// It does not.
-    False,
-    /// Nobody knows.
-    Unknown,
-}
+pub use crate::spec::{ConditionStatus, ConditionType};
 
 impl From<bool> for ConditionStatus {
     fn from(holds: bool) -> Self {
