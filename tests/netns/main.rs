@@ -9,6 +9,7 @@ mod commands;
 mod connections;
 mod detached;
 mod edits;
+mod existing;
 mod fallback;
 mod flows;
 mod fragments;

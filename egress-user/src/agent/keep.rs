@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::backoff::Backoff;
 use super::error::Chain;
+use super::existing::{Draining, ExistingFlows};
 use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health};
@@ -59,6 +60,7 @@ pub(super) struct Keeper {
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
     in_force: bool,
+    draining: Draining,
     started: Timestamp,
     announcing: Option<JoinHandle<()>>,
     /// The external interface's master.
@@ -82,6 +84,7 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            draining: Draining::default(),
             started: Timestamp::now(),
             announcing: None,
             master: String::new(),
@@ -139,6 +142,7 @@ impl Keeper {
             Ok(_) => {}
             Err(failed) => warn!("sweep: {}", Chain(&failed)),
         }
+        self.end_stale();
         self.look();
         self.tell();
     }
@@ -259,8 +263,29 @@ impl Keeper {
         self.master.clone_from(&applied.master);
         self.drifted = None;
         self.retry_repair.settled();
+        self.end_stale();
         self.look();
         self.tell();
+    }
+
+    /// Ends flows that go where the rules do not lead any more, once their time is up.
+    fn end_stale(&mut self) {
+        let grace = match self.options.existing_flows {
+            ExistingFlows::Keep => return,
+            ExistingFlows::Drain(grace) => grace,
+            ExistingFlows::Cut => Duration::ZERO,
+        };
+        let due = match self.router.stale() {
+            Ok(stale) => self.draining.due(stale, grace, Instant::now()),
+            Err(failed) => return warn!("find flows of rules that have changed: {}", Chain(&failed)),
+        };
+        if due.is_empty() {
+            return;
+        }
+        info!(flows = due.len(), "cut flows of rules that have changed");
+        if let Err(failed) = self.router.cut(&due) {
+            warn!("{}", Chain(&failed));
+        }
     }
 
     fn accept(&mut self) {
@@ -295,7 +320,7 @@ impl Keeper {
             (false, Some(_), _) => None,
             (true, Some(_), _) => Some(Activity::Repairing),
             (true, None, true) => Some(Activity::Retrying),
-            (true, None, false) => None,
+            (true, None, false) => self.draining.is_under_way().then_some(Activity::Draining),
         };
         let in_force = self.in_force.then(|| InForce {
             rules: self.desired.rules.rules.len(),

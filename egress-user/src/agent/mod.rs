@@ -16,6 +16,7 @@
 
 mod backoff;
 mod error;
+mod existing;
 mod fault;
 mod health;
 mod keep;
@@ -29,6 +30,7 @@ mod timeouts;
 mod watch;
 
 pub use error::AgentError;
+pub use existing::ExistingFlows;
 pub use privilege::{Capability, TO_CHANGE, TO_READ, check as check_privilege};
 pub use router::{Applied, REPLY_MARK, Router, Setup};
 pub use run::{OnExit, Options, run};

@@ -12,7 +12,7 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables, Tally,
+    Connection, Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables, Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -370,6 +370,30 @@ impl Router {
             cluster_mac: [0; 6],
             mtu: 0,
         }
+    }
+
+    /// The live flows that the rules in force would not send where they go.
+    ///
+    /// # Errors
+    ///
+    /// When a table cannot be read.
+    pub fn stale(&self) -> Result<Vec<Connection>, AgentError> {
+        Ok(self.datapath.as_ref().map(Datapath::stale).transpose()?.unwrap_or_default())
+    }
+
+    /// Ends flows, and tells both ends of each.
+    ///
+    /// # Errors
+    ///
+    /// When the flow table cannot be written, or a packet cannot be sent; all flows have ended then.
+    pub fn cut(&mut self, flows: &[Connection]) -> Result<(), AgentError> {
+        if let Some(datapath) = &mut self.datapath {
+            datapath.end(flows)?;
+        }
+        let end = |protocol, near, far| link::End { protocol, near, far };
+        let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
+        let destinations: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.source, flow.destination)).collect();
+        Ok(link::sever(&self.setup.place.router, &clients, &destinations)?)
     }
 
     /// Removes flows that are over.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::keep::Keeper;
 use super::serve::Served;
 use super::watch::Watch;
-use super::{AgentError, Router};
+use super::{AgentError, ExistingFlows, Router};
 use crate::compile::Desired;
 use crate::link;
 use crate::status::ConditionType;
@@ -38,6 +38,8 @@ pub struct Options {
     pub on_exit: OnExit,
     /// Where to write the status, whenever it changes.
     pub status_file: Option<PathBuf>,
+    /// What becomes of live flows whose rule changes.
+    pub existing_flows: ExistingFlows,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
     /// The file that names the router's namespace, when it was named by one that goes with it (not by a process).

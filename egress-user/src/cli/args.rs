@@ -355,8 +355,9 @@ pub struct Datapath {
     #[arg(long, value_enum, default_value_t, value_name = "ON|OFF")]
     pub fast_path: FastPath,
 
-    /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination.
-    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination, `drain=SECONDS` for so
+    /// long, `cut` ends them at once (TCP is reset, UDP told that the port is unreachable).
+    #[arg(long, default_value = "keep", value_name = "keep|drain=SECONDS|cut")]
     pub existing_flows: ExistingFlows,
 }
 
@@ -436,7 +437,7 @@ mod tests {
             "run --spec f --snat-ports 9",
             "run --spec f --local-port 80",
             "run --spec f --hook xdp",
-            "run --spec f --existing-flows cut",
+            "run --spec f --existing-flows drain",
             "run --spec f --cluster-interface a/b",
             "run --spec f --external-interface longer-than-fifteen",
             "apply",

@@ -1,5 +1,7 @@
 //! The commands that touch the system.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use egress_ebpf::timeout;
 use serde::Serialize;
@@ -10,7 +12,7 @@ use super::args::{self, Command, Target};
 use super::output::{self, Format};
 use super::rows::PlanRow;
 use super::values::{self, LogLevel};
-use crate::agent::{self, Applied, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
+use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, Protocol, desired_from_file};
 use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
@@ -69,8 +71,16 @@ fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
     let mut router = configured(&args.target, &args.master, &args.datapath)?;
+    let existing_flows = args.datapath.existing_flows;
+    if let values::ExistingFlows::Drain { .. } = existing_flows {
+        anyhow::bail!("`apply` does not wait, so it cannot drain flows: use --existing-flows keep or cut, or `run`");
+    }
     let applied = router.apply(&desired)?;
     output::text(&summary(&desired, &applied))?;
+    if existing_flows == values::ExistingFlows::Cut {
+        let stale = router.stale()?;
+        router.cut(&stale).context("the specification is applied; end flows of rules that have changed")?;
+    }
     if applied.link.is_empty() {
         return Ok(());
     }
@@ -117,6 +127,11 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
         },
         status_file: args.status_file.clone(),
         metrics: args.metrics,
+        existing_flows: match args.datapath.existing_flows {
+            values::ExistingFlows::Keep => ExistingFlows::Keep,
+            values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
+            values::ExistingFlows::Cut => ExistingFlows::Cut,
+        },
         netns_file: args
             .target
             .netns

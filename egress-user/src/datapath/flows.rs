@@ -60,7 +60,7 @@ pub struct Swept {
 }
 
 impl Maps {
-    fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
+    pub(super) fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
         let mut entries = HashMap::new();
         for item in self.flows.iter() {
             let (key, flow) = item.map_err(failed("read", map::FLOWS))?;
@@ -130,7 +130,7 @@ impl Maps {
         }
     }
 
-    fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
+    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
         match self.flows.remove(&array_of(key)) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             // The datapath removes expired entries too.
@@ -164,7 +164,7 @@ fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns:
     }
 }
 
-fn socket(addr: Addr, port: Port) -> SocketAddr {
+pub(super) fn socket(addr: Addr, port: Port) -> SocketAddr {
     SocketAddr::new(IpAddr::from(addr), port.get())
 }
 

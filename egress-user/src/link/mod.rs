@@ -43,6 +43,7 @@ mod probe;
 mod record;
 mod routing;
 mod settings;
+mod sever;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,7 @@ pub use observe::{Family, Interface, InterfaceAddress, Mark, ObservedMode, Polic
 pub use plan::Plan;
 pub use probe::probe;
 pub use routing::EGRESS_TABLE;
+pub use sever::{End, sever};
 pub use watch::Watch;
 
 use crate::compile::{LinkPlan, RouterName};
