@@ -1,11 +1,14 @@
 //! What goes wrong around a router: told in its status within a second, and put right as soon as it can be.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{GATEWAY, SERVER_1};
+use egress_lab::address::{GATEWAY, SERVER_1, SNAT};
+use egress_lab::inject::Injector;
 use egress_lab::{Family, Options, wait_until};
+use etherparse::{Icmpv6Type, PacketBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -150,4 +153,63 @@ fn what_somebody_takes_away_is_put_back_at_once() {
     wait_until("the program to be attached again", TIMEOUT, || watched.rig.router.pin("link_cluster_ingress").is_ok())
         .unwrap();
     watched.assert_well();
+}
+
+/// "This address is at my MAC", from another host: an ARP request for its own address, or a neighbour advertisement.
+fn claim(holder: [u8; 6], address: IpAddr) -> Vec<u8> {
+    let mut frame = Vec::new();
+    match address {
+        IpAddr::V4(ip) => {
+            frame.extend([0xff; 6]);
+            frame.extend(holder);
+            frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+            frame.extend(holder);
+            frame.extend(ip.octets());
+            frame.extend([0; 6]);
+            frame.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+            let mut payload = vec![0x20, 0, 0, 0];
+            payload.extend(ip.octets());
+            payload.extend([2, 1]);
+            payload.extend(holder);
+            let message = Icmpv6Type::Unknown { type_u8: 136, code_u8: 0, bytes5to8: payload[..4].try_into().unwrap() };
+            PacketBuilder::ethernet2(holder, [0x33, 0x33, 0, 0, 0, 1])
+                .ipv6(ip.octets(), all_nodes, 255)
+                .icmpv6(message)
+                .write(&mut frame, &payload[4..])
+                .unwrap();
+        }
+    }
+    frame
+}
+
+#[test]
+fn another_holder_of_an_address_is_told_and_the_address_defended() {
+    let watched = Watched::start();
+    watched.assert_well();
+    let holder = [2, 0, 0, 0, 0, 7];
+    let injector = Injector::open(&watched.rig.outside, "s0").unwrap();
+    for address in SNAT.both() {
+        injector.send(&claim(holder, address)).unwrap();
+        watched.wait(AT_ONCE, "Degraded", "True", "AddressConflict");
+        let text = format!("address {address} is in use by 02:00:00:00:00:07 on the external network");
+        wait_until("the address to be told", AT_ONCE, || {
+            watched.condition("Degraded")["message"].as_str().is_some_and(|message| message.contains(&text))
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {}", watched.condition("Degraded")));
+        assert_eq!(watched.condition("Available")["status"], "True");
+    }
+    // Who believed the other one is told better.
+    let own = watched.rig.router_netns().mac("net1").unwrap().map(|octet| format!("{octet:02x}")).join(":");
+    for address in SNAT.both() {
+        wait_until("the outside to know the holder again", TIMEOUT, || {
+            watched.rig.outside.ip(["neighbour", "show", "to", &address.to_string()]).unwrap().contains(&own)
+        })
+        .unwrap();
+    }
+    // Not heard for a while, it is forgotten.
+    wait_until("the conflict to be over", Duration::from_secs(60), || watched.is("Degraded", "False", "AsSpecified"))
+        .unwrap();
 }

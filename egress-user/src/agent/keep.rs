@@ -1,6 +1,7 @@
 //! The agent's work between two events: reads the specification again, puts right what has drifted, looks how the router is,
 //! and says so.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -17,13 +18,18 @@ use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health};
 use crate::compile::{Desired, RuleTable, desired_from_file};
 use crate::datapath::{RuleId, protocol_name, protocol_number};
-use crate::link::{self, Neighbour, Observed};
-use crate::status::{Activity, Conditions, Fault, InForce, Picture, judge};
+use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
+use crate::status::{Activity, Conditions, Fault, InForce, Picture, Reason, judge};
 
 /// Bounds of the wait before an edit that could not be applied is tried again.
 const RETRY_EDIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Bounds of the wait before a repair that failed is.
 const RETRY_REPAIR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// An address is defended at most this often (RFC 5227, DEFEND_INTERVAL).
+const DEFEND: Duration = Duration::from_secs(10);
+/// How long a claim of somebody else's counts after it was heard last.
+const REMEMBER: Duration = Duration::from_secs(30);
 
 /// What the agent has done since it began.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +66,9 @@ pub(super) struct Keeper {
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
     in_force: bool,
+    rivals: Option<Rivals>,
+    /// Who claimed one of our addresses, and when last.
+    claimed: BTreeMap<IpAddr, (Mac, Instant)>,
     draining: Draining,
     started: Timestamp,
     announcing: Option<JoinHandle<()>>,
@@ -84,6 +93,8 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            rivals: None,
+            claimed: BTreeMap::new(),
             draining: Draining::default(),
             started: Timestamp::now(),
             announcing: None,
@@ -156,8 +167,37 @@ impl Keeper {
         self.tell();
     }
 
-    /// Repairs when a program is not where it should be, which the kernel tells nobody.
+    /// What nobody tells of: whether somebody on the wire claims an address, and whether the programs are attached.
     pub(super) fn guard(&mut self) {
+        if self.hear() {
+            self.look();
+            self.tell();
+        }
+        self.guard_programs();
+    }
+
+    /// Listens who claims the router's addresses. Returns whether there is anything to say about it.
+    fn hear(&mut self) -> bool {
+        let Some(rivals) = &self.rivals else { return false };
+        let addresses: Vec<IpAddr> = self.desired.link.addresses.iter().map(|address| address.net.addr()).collect();
+        let now = Instant::now();
+        let heard = rivals.heard(&addresses);
+        let news = !heard.is_empty();
+        for Conflict { address, holder } in heard {
+            let before = self.claimed.insert(address, (holder, now));
+            // RFC 5227, 2.4 (c): defended, but not in a war of announcements.
+            if before.is_none_or(|(_, last)| now.duration_since(last) > DEFEND) {
+                warn!(%address, %holder, "another host claims an address of the router: announced again");
+                self.announce(addresses.clone());
+            }
+        }
+        let before = self.claimed.len();
+        self.claimed.retain(|_, (_, last)| now.duration_since(*last) < REMEMBER);
+        news || self.claimed.len() != before
+    }
+
+    /// Repairs when a program is not where it should be, which the kernel tells nobody.
+    fn guard_programs(&mut self) {
         match self.router.unattached() {
             Ok(missing) if missing.is_empty() => {}
             _ => self.mend(),
@@ -174,7 +214,7 @@ impl Keeper {
                 warn!("the system had drifted and was put right");
                 self.counts.repaired += 1;
                 report(&self.desired, &applied);
-                self.announce(&applied);
+                self.announce_change(&applied);
                 self.drifted = None;
                 self.retry_repair.settled();
             }
@@ -212,7 +252,14 @@ impl Keeper {
         let external = self.router.place().external_interface.clone();
         let destinations = health::destinations(&self.desired.rules);
         let used = self.router.tally().used().clone();
-        let found = health::faults(&external, &observed, &self.neighbours, &destinations, &used);
+        self.keep_ears(observed.external.as_ref().filter(|_| works));
+        let claims = self.claimed.iter().map(|(address, (holder, _))| {
+            let conflict = Conflict { address: *address, holder: *holder };
+            Fault::new(Reason::AddressConflict, conflict.to_string())
+        });
+        let claims: Vec<Fault> = claims.collect();
+        let mut found = health::faults(&external, &observed, &self.neighbours, &destinations, &used);
+        found.extend(claims);
         for new in found.iter().filter(|new| !self.found.contains(new)) {
             warn!(reason = %new.reason, "{new}");
         }
@@ -220,6 +267,21 @@ impl Keeper {
             info!(reason = %old.reason, "no longer: {old}");
         }
         self.found = found;
+    }
+
+    /// Listens on the external interface as it is now.
+    fn keep_ears(&mut self, external: Option<&link::Interface>) {
+        let Some(external) = external else {
+            self.rivals = None;
+            return;
+        };
+        if self.rivals.as_ref().is_some_and(|rivals| rivals.is_on(external)) {
+            return;
+        }
+        match Rivals::listen(&self.router.place().router, external) {
+            Ok(rivals) => self.rivals = rivals,
+            Err(failed) => warn!("listen for other holders of the addresses: {}", Chain(&failed)),
+        }
     }
 
     /// What was known of a gateway before counts as long as it is being asked.
@@ -236,14 +298,10 @@ impl Keeper {
         }
     }
 
-    /// Tells the network, in the background, when the link has changed.
-    fn announce(&mut self, applied: &Applied) {
-        if applied.link.is_empty() {
-            return;
-        }
+    /// Tells the network, in the background, where addresses are.
+    fn announce(&mut self, addresses: Vec<IpAddr>) {
         let place = self.router.place();
-        let (netns, interface, addresses) =
-            (place.router.clone(), place.external_interface.clone(), applied.addresses.clone());
+        let (netns, interface) = (place.router.clone(), place.external_interface.clone());
         let announcing = tokio::spawn(async move {
             if let Err(failed) = link::announce_rounds(netns, interface, addresses).await {
                 warn!("announce: {}", Chain(&failed));
@@ -255,9 +313,15 @@ impl Keeper {
         }
     }
 
+    fn announce_change(&mut self, applied: &Applied) {
+        if !applied.link.is_empty() {
+            self.announce(applied.addresses.clone());
+        }
+    }
+
     fn succeeded(&mut self, applied: &Applied) {
         report(&self.desired, applied);
-        self.announce(applied);
+        self.announce_change(applied);
         self.counts.applied += 1;
         self.in_force = true;
         self.master.clone_from(&applied.master);
