@@ -10,6 +10,7 @@ mod connections;
 mod detached;
 mod edits;
 mod existing;
+mod eyes;
 mod fallback;
 mod flows;
 mod fragments;

@@ -1,5 +1,6 @@
 //! The commands that touch the system.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,11 +11,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{self, Command, Target};
 use super::output::{self, Format};
-use super::rows::PlanRow;
+use super::rows::{CountedRule, PlanRow};
+use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, Protocol, desired_from_file};
-use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings};
+use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::spec::Diagnostic;
 use crate::status::Conditions;
@@ -31,8 +33,13 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Apply(args) => apply(&args),
         Command::Delete(args) => delete(&args),
         Command::Status(args) => status(&args),
-        Command::Rules(args) => Ok(output::print(&reader(&args.target)?.rules()?, args.output.format)?),
-        Command::Flows(args) => Ok(output::print(&reader(&args.target)?.flows()?, args.output.format)?),
+        Command::Rules(args) => rules(&args),
+        Command::Flows(args) => {
+            let flows = super::flows::select(reader(&args.target)?.flows()?, &args.filter);
+            Ok(output::print(&flows, args.output.format)?)
+        }
+        Command::Top(args) => super::top::run(&args),
+        Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
         Command::Validate(_) | Command::ImportLegacy(_) | Command::Completions(_) => Ok(()),
     }
@@ -205,10 +212,74 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
     Ok(output::value(&status, args.output.format)?)
 }
 
-fn drops(args: &args::Show) -> anyhow::Result<()> {
-    let mut counters = reader(&args.target)?.counters()?;
-    counters.retain(|counter| counter.dropped || counter.outcome == "rejected");
-    Ok(output::print(&counters, args.output.format)?)
+fn rules(args: &args::Rules) -> anyhow::Result<()> {
+    let reader = reader(&args.target)?;
+    let rules = reader.rules()?;
+    if !args.counts {
+        return Ok(output::print(&rules, args.output.format)?);
+    }
+    let mut tally = Tally::default();
+    reader.tally(&mut tally)?;
+    let rows: Vec<CountedRule> = rules.into_iter().map(|rule| CountedRule::new(rule, &tally)).collect();
+    Ok(output::print(&rows, args.output.format)?)
+}
+
+fn drops(args: &args::Drops) -> anyhow::Result<()> {
+    let reader = reader(&args.target)?;
+    let look = || -> anyhow::Result<Vec<CounterRow>> {
+        let mut counters = reader.counters()?;
+        counters.retain(|counter| counter.dropped || counter.outcome == "rejected");
+        Ok(counters)
+    };
+    let mut before = look()?;
+    let Some(seconds) = args.watch else {
+        return Ok(output::print(&before, args.output.format)?);
+    };
+    loop {
+        std::thread::sleep(Duration::from_secs(seconds.into()));
+        let now = look()?;
+        let meanwhile = since(&now, &before);
+        if !meanwhile.is_empty() {
+            output::print(&meanwhile, args.output.format)?;
+        }
+        before = now;
+    }
+}
+
+/// What was counted between two looks.
+fn since(now: &[CounterRow], before: &[CounterRow]) -> Vec<CounterRow> {
+    let earlier = |row: &CounterRow| before.iter().find(|old| (old.hook, old.outcome) == (row.hook, row.outcome));
+    let row = |row: &CounterRow| {
+        let (packets, bytes) = earlier(row).map_or((0, 0), |old| (old.packets, old.bytes));
+        CounterRow {
+            packets: row.packets.saturating_sub(packets),
+            bytes: row.bytes.saturating_sub(bytes),
+            ..row.clone()
+        }
+    };
+    now.iter().map(row).filter(|row| row.packets > 0).collect()
+}
+
+/// The tables of an installed router, and the addresses that clients know it by.
+pub(super) fn installed(target: &Target) -> anyhow::Result<(Reader, Vec<IpAddr>)> {
+    let router = router(target, None, Hook::Auto, Settings::default())?;
+    let observed = router.observe()?;
+    let addresses = observed.cluster.addresses.iter().map(|held| held.net.addr()).collect();
+    Ok((router.reader()?, addresses))
+}
+
+/// One look at a router, for `top`.
+pub(super) fn look(target: &Target) -> anyhow::Result<Look> {
+    check_privilege(TO_READ)?;
+    let router = router(target, None, Hook::Auto, Settings::default())?;
+    let reader = router.reader()?;
+    Ok(Look {
+        rules: reader.rules()?,
+        flows: reader.flows()?,
+        counters: reader.counters()?,
+        conditions: router.conditions()?,
+        tally: Box::new(move |tally| Ok(reader.tally(tally)?)),
+    })
 }
 
 fn desired(spec: &args::Spec) -> anyhow::Result<Desired> {

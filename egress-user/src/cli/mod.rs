@@ -5,9 +5,12 @@
 pub mod args;
 mod commands;
 mod completions;
+mod flows;
 mod import;
 pub mod output;
 mod rows;
+mod top;
+mod trace;
 mod validate;
 pub mod values;
 

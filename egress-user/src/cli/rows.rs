@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::Row;
 use crate::compile::RuleTable;
-use crate::datapath::{CounterRow, FlowRow, RuleRow};
+use crate::datapath::{CounterRow, FlowRow, RuleId, RuleRow, Tally, protocol_name};
 use crate::link::Change;
 use crate::status::Condition;
 
@@ -29,6 +29,50 @@ impl Row for RuleRow {
             or(self.destination.map(|destination| destination.to_string()), "the pod itself"),
             or(self.target_port.map(|port| port.to_string()), "same"),
         ]
+    }
+}
+
+/// A rule with what its live flows have counted.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CountedRule {
+    #[serde(flatten)]
+    rule: RuleRow,
+    flows: u64,
+    request_packets: u64,
+    request_bytes: u64,
+    reply_packets: u64,
+    reply_bytes: u64,
+}
+
+impl CountedRule {
+    pub(super) fn new(rule: RuleRow, tally: &Tally) -> Self {
+        let is = |id: &RuleId| {
+            let port = id.port.map(|(protocol, port)| (protocol_name(protocol), port));
+            id.family == rule.family && port == rule.protocol.clone().zip(rule.port)
+        };
+        let totals = tally.rules().iter().find(|(id, _)| is(id)).map(|(_, totals)| *totals).unwrap_or_default();
+        Self {
+            rule,
+            flows: totals.flows,
+            request_packets: totals.requests.packets,
+            request_bytes: totals.requests.bytes,
+            reply_packets: totals.replies.packets,
+            reply_bytes: totals.replies.bytes,
+        }
+    }
+}
+
+impl Row for CountedRule {
+    const HEADER: &'static [&'static str] =
+        &["RULE", "FAMILY", "PROTOCOL", "PORT", "DESTINATION", "TARGET PORT", "FLOWS", "PACKETS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.rule.cells();
+        cells.push(self.flows.to_string());
+        cells.push(format!("{}/{}", self.request_packets, self.reply_packets));
+        cells.push(format!("{}/{}", self.request_bytes, self.reply_bytes));
+        cells
     }
 }
 

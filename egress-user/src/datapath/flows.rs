@@ -17,7 +17,7 @@ use super::maps::{Maps, array_of, failed};
 use super::tally::Tally;
 
 /// One flow, as people and scripts see it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRow {
     /// Protocol, by name where it has one here.
@@ -57,6 +57,29 @@ pub struct Swept {
     pub live: usize,
     /// Flows that were removed.
     pub removed: usize,
+}
+
+#[cfg(test)]
+impl Default for FlowRow {
+    fn default() -> Self {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            protocol: String::new(),
+            client: nowhere,
+            router: nowhere,
+            source: nowhere,
+            destination: nowhere,
+            rule: None,
+            state: "",
+            age_s: 0,
+            idle_s: 0,
+            expires_s: 0,
+            request_packets: 0,
+            request_bytes: 0,
+            reply_packets: 0,
+            reply_bytes: 0,
+        }
+    }
 }
 
 impl Maps {

@@ -24,6 +24,7 @@ mod stale;
 mod tables;
 mod tally;
 mod test_run;
+mod trace;
 mod verified;
 
 pub use attach::{Attached, Hook};
@@ -36,3 +37,4 @@ pub use stale::Connection;
 pub use tables::{Interface, Interfaces, Settings, Tables, protocol_number};
 pub use tally::{PortUse, RuleId, RuleTotals, Tally, Traffic, Use};
 pub use test_run::{Arrival, Departure};
+pub use trace::{Answer, InForce, Question, trace};

@@ -86,6 +86,25 @@ impl Reader {
         Ok(addresses)
     }
 
+    /// Those addresses in the order of the specification, IPv4's first: the order by which clients get theirs.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn snat_in_order(&self) -> Result<Vec<IpAddr>, DatapathError> {
+        let config = self.maps.config()?;
+        Ok(self.maps.snat_slots(&config)?.into_iter().map(IpAddr::from).collect())
+    }
+
+    /// Adds what the flows have counted to a tally.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
+        self.maps.tally(tally)
+    }
+
     /// Rules in force, in the specification's order, the fallback last.
     ///
     /// # Errors
@@ -169,6 +188,10 @@ impl Datapath {
 impl Maps {
     /// Addresses that new flows come from.
     pub(super) fn snat_sources(&self, config: &Config) -> Result<HashSet<Addr>, DatapathError> {
+        Ok(self.snat_slots(config)?.into_iter().collect())
+    }
+
+    fn snat_slots(&self, config: &Config) -> Result<Vec<Addr>, DatapathError> {
         let count = usize::from(config.snat_v4.count) + usize::from(config.snat_v6.count);
         config.snat_slots.iter().take(count).map(|slot| self.source(Side::External, *slot)).collect()
     }
