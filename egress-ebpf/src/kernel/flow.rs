@@ -23,7 +23,7 @@ const EEXIST: i32 = -17;
 
 /// The entry under this key, whatever its age.
 #[inline(always)]
-fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
+pub(crate) fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = FLOWS.get_ptr_mut(key)?;
     // SAFETY: the element stays mapped while the program runs. It may be changed or reused by another CPU meanwhile; its
     // fields are plain integers, of which each is read or written whole, and a live flow's entry is never removed.

@@ -15,12 +15,8 @@ use super::{Outcome, Scene};
 /// errors, all of which it does better than we could.
 #[inline(always)]
 pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow, direction: Direction) -> Outcome {
-    let ifindex = match direction {
-        Direction::Request => scene.config.external_ifindex,
-        Direction::Reply => scene.config.cluster_ifindex,
-    };
     let parsed = &scene.work().parsed;
-    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(scene.config, ifindex) {
+    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(scene.config, out_of(scene.config, direction)) {
         let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
         let mark = Mark(flow.mark);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
@@ -32,6 +28,13 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     }
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
+    send_on::<F>(packet, scene, flow, direction)
+}
+
+/// Sends a packet that has both its ends to the flow's next hop.
+#[inline(always)]
+pub(crate) fn send_on<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow, direction: Direction) -> Outcome {
+    let ifindex = out_of(scene.config, direction);
     packet.set_mark(Mark::DONE);
     if flow.hop_kind == HopKind::Link as u8 {
         let [m0, m1, m2, m3, m4, m5, ..] = bytemuck::cast::<_, [u8; 16]>(flow.hop);
@@ -43,6 +46,15 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
         Direction::Request => Verdict::RequestRedirected,
         Direction::Reply => Verdict::ReplyRedirected,
     })
+}
+
+/// The interface that packets of this direction leave by.
+#[inline(always)]
+pub(crate) fn out_of(config: &Config, direction: Direction) -> u32 {
+    match direction {
+        Direction::Request => config.external_ifindex,
+        Direction::Reply => config.cluster_ifindex,
+    }
 }
 
 #[inline(always)]
