@@ -7,7 +7,7 @@
 
 use egress_ebpf::contract::{Direction, Flow, HopKind, config_flag};
 use egress_ebpf::tcp::{self, flag, seen};
-use egress_ebpf::timeout::{SECOND_NS, protocol};
+use egress_ebpf::timeout::protocol;
 
 use super::family::Family;
 use super::forward::{out_of, send_on};
@@ -26,14 +26,16 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, direction: 
     work.key = work.parsed.flow_key(direction);
     let flow = flow::entry(&work.key)?;
     let parsed = &work.parsed;
-    if !is_settled(scene, parsed, flow) || !packet.fits(scene.config, out_of(scene.config, direction)) {
+    let seen = settled(scene, parsed, flow)?;
+    if !packet.fits(scene.config, out_of(scene.config, direction)) {
         return None;
     }
+    flow::note(scene, flow, seen);
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     let rewritten = packet.rewrite_in_place::<F>(scene.config, &head, parsed, &ends);
-    Some(rewritten.and_then(|()| send_on::<F>(packet, scene, flow, direction)))
+    Some(rewritten.and_then(|()| send_on::<F>(packet, scene, flow, direction, None)))
 }
 
 /// Reads a packet that has nothing between its IP header and its transport header, and a hop left.
@@ -67,16 +69,11 @@ fn read<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Option<Head> {
     parsed.has_length(packet.len()).then_some(head)
 }
 
-/// Whether the packet changes nothing in its flow, and the flow is one that is redirected.
+/// What the flow has seen with this packet, if it is a flow that is redirected, alive, and sure of its next hop.
 #[inline(always)]
-fn is_settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> bool {
-    let same_state = if parsed.kind == Kind::Tcp {
-        !tcp::opens(parsed.flags) && tcp::observe(flow.seen, parsed.flags) == flow.seen
-    } else {
-        flow.seen & seen::ANY != 0
-    };
-    let idle_ns = scene.now_ns.saturating_sub(flow.last_seen_ns);
-    let fresh = idle_ns < SECOND_NS && scene.config.shortest_timeout_s != 0;
-    // The first packets settle the next hops.
-    same_state && fresh && flow.packets > 1 && flow.hop_kind != HopKind::Kernel as u8
+fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
+    let seen = if parsed.kind == Kind::Tcp { tcp::observe(flow.seen, parsed.flags) } else { flow.seen | seen::ANY };
+    let opens = parsed.kind == Kind::Tcp && tcp::opens(parsed.flags);
+    let settled = flow.hop_kind != HopKind::Kernel as u8 && !opens && flow::is_young(scene, flow);
+    (settled && !flow::is_due(scene, flow)).then_some(seen)
 }

@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
-use egress_ebpf::contract::{Config, Mark, config_flag};
+use egress_ebpf::contract::{Config, LinkHop, Mark, config_flag};
 use egress_ebpf::crc32c;
 use egress_ebpf::verdict::DropReason;
 
@@ -275,9 +275,9 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
-    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, to: [u8; 6], from: [u8; 6]) -> Result<(), DropReason> {
-        self.write(0, &to)?;
-        self.write(6, &from)?;
+    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
+        head.write(0, hop).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         redirected(action)
