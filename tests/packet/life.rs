@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use egress_ebpf::contract::Direction;
+use egress_ebpf::contract::{Direction, HOP_TURN_SHIFT};
 use egress_ebpf::timeout::Class;
 use egress_ebpf::verdict::DropReason::{TableFull, Unsolicited};
 use egress_ebpf::verdict::{Hook, Verdict};
@@ -235,8 +235,8 @@ fn a_lost_twin_comes_back_with_the_same_port() {
         for lost in [Direction::Reply, Direction::Request] {
             let (key, before) = entry_of(rig, lost).unwrap();
             rig.remove_entry(&key);
-            // A second later the twin's next packet notices.
-            rig.pass_time(Duration::from_secs(1));
+            // The twin's next packet of another turn notices.
+            rig.pass_time(Duration::from_nanos(1 << HOP_TURN_SHIFT));
             match lost {
                 Direction::Reply => assert_eq!(rig.source_port(&second), port),
                 Direction::Request => {

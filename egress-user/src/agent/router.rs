@@ -283,6 +283,9 @@ impl Router {
         let hook = self.setup.hook;
         let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
         link.claim()?;
+        if !link.done().is_empty() {
+            datapath.refresh_hops()?;
+        }
         // A flow that leaves from an address that is the router's no longer ends with it.
         if changed && let Err(failed) = datapath.sweep(&mut self.tally) {
             tracing::warn!("sweep flows of addresses that are gone: {}", Chain(&failed));
@@ -312,6 +315,7 @@ impl Router {
             }
             Before::Running => {
                 not_undone.extend(datapath.restore().err().map(AgentError::from));
+                not_undone.extend(datapath.refresh_hops().err().map(AgentError::from));
                 self.datapath = Some(datapath);
             }
             Before::Suspended(suspended) => {

@@ -106,6 +106,16 @@ impl Datapath {
         self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
+    /// Lets every flow look its next hops up again, after a change of the link, its routes or its neighbours. Without it they
+    /// do by themselves within [`HOP_TURN_SHIFT`](egress_ebpf::contract::HOP_TURN_SHIFT).
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read or written.
+    pub fn refresh_hops(&mut self) -> Result<(), DatapathError> {
+        self.maps.refresh_hops()
+    }
+
     /// Lets no packet pass, until other tables are installed or [`resume`](Self::resume) puts these in force again.
     ///
     /// # Errors
@@ -128,7 +138,8 @@ impl Datapath {
         let config = Config { external_ifindex: interfaces.external.index, ..*suspended.config };
         self.maps.set_config(suspended.generation, &config)?;
         self.previous = None;
-        self.maps.switch(suspended.generation)
+        self.maps.switch(suspended.generation)?;
+        self.refresh_hops()
     }
 
     /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).

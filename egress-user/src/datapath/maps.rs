@@ -15,6 +15,7 @@ use egress_ebpf::contract::{
 };
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
+use super::flows::monotonic_ns;
 use super::tables::Tables;
 use super::{DatapathError, PinDir};
 
@@ -132,6 +133,7 @@ impl Maps {
         if self.says(tables, &config, &sides)? {
             return Ok(None);
         }
+        config.changed_ns = changed_ns();
         self.clear(new)?;
         for (side, indices) in &sides {
             self.write_addresses(*side, indices, new)?;
@@ -143,6 +145,12 @@ impl Maps {
         self.set_config(new, &config)?;
         self.switch(new)?;
         Ok(Some(old))
+    }
+
+    /// Lets every flow look its next hops up again.
+    pub(super) fn refresh_hops(&mut self) -> Result<(), DatapathError> {
+        let config = Config { changed_ns: changed_ns(), ..self.config()? };
+        self.set_config(self.generation()?, &config)
     }
 
     /// Gives a generation other settings.
@@ -157,7 +165,8 @@ impl Maps {
 
     /// Whether the generation in force is these tables already.
     fn says(&self, tables: &Tables, config: &Config, sides: &[(Side, Vec<(Addr, u8)>)]) -> Result<bool, DatapathError> {
-        if bytes_of(&self.config()?) != bytes_of(config) {
+        let now = Config { changed_ns: config.changed_ns, ..self.config()? };
+        if bytes_of(&now) != bytes_of(config) {
             return Ok(false);
         }
         let generation = self.generation()?;
@@ -228,6 +237,13 @@ fn assign_indices(addresses: &[Addr], known: &Indices<Addr, u8>) -> Vec<(Addr, u
         indices.push((*addr, index));
     }
     indices
+}
+
+/// [`Config::changed_ns`] for a change that is about to be in force: a little ahead of the clock, so that no packet that the
+/// change has not reached yet makes its flow look settled.
+fn changed_ns() -> u64 {
+    const AHEAD_NS: u64 = 20_000_000;
+    monotonic_ns() + AHEAD_NS
 }
 
 /// IPv4's slots first, then IPv6's.
