@@ -98,13 +98,8 @@ fn drops_and_top_show_what_happens() {
     let rig = Rig::start(&Spec::new().udp(7000, SERVER_1, None));
     let _server = rig.udp_server(at(SERVER_1, Family::V4, 7000));
     let (udp, _) = rig.udp(anyone(Family::V4), 7000);
-    let mut watching = rig
-        .router
-        .reader("drops")
-        .args(["--watch", "1", "-o", "json"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut watching =
+        rig.router.reader("drops").args(["--watch", "1", "-o", "json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     // The first look has to be made before anything happens.
     std::thread::sleep(Duration::from_millis(800));

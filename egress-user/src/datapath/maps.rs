@@ -286,6 +286,7 @@ pub(super) fn check_pins(pins: &PinDir, flow_entries: u32) -> Result<Option<u32>
         differs(&path, "type", map_type as u32, wanted.map_type as u32)?;
         differs(&path, "key size", info.key_size(), wanted.key)?;
         differs(&path, "value size", info.value_size(), wanted.value)?;
+        differs(&path, "flags", info.map_flags(), wanted.flags)?;
         if name == map::FLOWS {
             flows = Some(info.max_entries());
         } else {
@@ -302,11 +303,15 @@ fn differs(path: &Path, field: &'static str, found: u32, wanted: u32) -> Result<
     Err(DatapathError::Incompatible { path: path.to_path_buf(), field, found, wanted })
 }
 
+/// Of tables that are small as a rule; the flow table takes its memory at once.
+const BPF_F_NO_PREALLOC: u32 = 1;
+
 struct Shape {
     map_type: MapType,
     key: u32,
     value: u32,
     entries: u32,
+    flags: u32,
 }
 
 fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
@@ -315,6 +320,7 @@ fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
         key: u32::try_from(key).unwrap_or(u32::MAX),
         value: u32::try_from(value).unwrap_or(u32::MAX),
         entries,
+        flags: if matches!(map_type, MapType::Hash) && entries != flow_entries { BPF_F_NO_PREALLOC } else { 0 },
     };
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     [
