@@ -32,6 +32,18 @@ pub(super) fn destinations(rules: &RuleTable) -> Vec<IpAddr> {
     rules.rules.iter().map(|rule| rule.destination).chain(rules.fallback).collect()
 }
 
+/// Programs of others that may take packets before ours see them, or change what ours have sent.
+pub(super) fn strangers(found: &[(String, String)]) -> Vec<Fault> {
+    let tell = |(program, interface): &(String, String)| {
+        let message = format!(
+            "program {program} of somebody else stands outside ours on {interface}: it may take packets before they are translated \
+             or change them afterwards"
+        );
+        Fault::new(Reason::ForeignProgram, message)
+    };
+    found.iter().map(tell).collect()
+}
+
 /// Everything that is the matter.
 pub(super) fn faults(
     external: &str,

@@ -260,6 +260,10 @@ impl Keeper {
         let claims: Vec<Fault> = claims.collect();
         let mut found = health::faults(&external, &observed, &self.neighbours, &destinations, &used);
         found.extend(claims);
+        match self.router.strangers() {
+            Ok(strangers) => found.extend(health::strangers(&strangers)),
+            Err(failed) => debug!("look for programs of others: {}", Chain(&failed)),
+        }
         for new in found.iter().filter(|new| !self.found.contains(new)) {
             warn!(reason = %new.reason, "{new}");
         }

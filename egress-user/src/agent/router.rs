@@ -144,6 +144,7 @@ impl Router {
                 format!("program {program} is not attached to {interface}: `egress-router apply` puts it back");
             faults.push(Fault::blocking(Reason::DatapathMissing, message));
         }
+        faults.extend(health::strangers(&self.strangers()?));
         let in_force = InForce {
             rules: rules.iter().filter(|rule| rule.rule.is_some()).count(),
             fallback: rules.iter().find(|rule| rule.port.is_none()).and_then(|rule| rule.destination),
@@ -188,6 +189,16 @@ impl Router {
     pub fn unattached(&self) -> Result<Vec<(&'static str, String)>, AgentError> {
         let (interfaces, hook) = (self.names(), self.setup.hook);
         Ok(self.setup.place.router.run(|| Datapath::missing(&self.pins, &interfaces, hook))??)
+    }
+
+    /// Programs of others that stand between the network and ours, each with its interface.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn strangers(&self) -> Result<Vec<(String, String)>, AgentError> {
+        let (interfaces, hook) = (self.names(), self.setup.hook);
+        Ok(self.setup.place.router.run(|| Datapath::strangers(&self.pins, &interfaces, hook))??)
     }
 
     /// Puts a desired state into effect: all of it, or nothing.

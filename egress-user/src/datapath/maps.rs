@@ -320,15 +320,16 @@ fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
         key: u32::try_from(key).unwrap_or(u32::MAX),
         value: u32::try_from(value).unwrap_or(u32::MAX),
         entries,
-        flags: if matches!(map_type, MapType::Hash) && entries != flow_entries { BPF_F_NO_PREALLOC } else { 0 },
+        flags: 0,
     };
+    let grown = |shape| Shape { flags: BPF_F_NO_PREALLOC, ..shape };
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     [
         (map::ACTIVE, shape(array, 4, 4, 1)),
         (map::CONFIG, shape(array, 4, size_of::<Config>(), 2)),
-        (map::ADDRESSES, shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES)),
+        (map::ADDRESSES, grown(shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES))),
         (map::SOURCES, shape(array, 4, size_of::<Addr>(), 2 * contract::SOURCES_PER_SIDE)),
-        (map::RULES, shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES)),
+        (map::RULES, grown(shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES))),
         (map::FLOWS, shape(hash, size_of::<FlowKey>(), size_of::<Flow>(), flow_entries)),
         (
             map::FRAGMENTS,

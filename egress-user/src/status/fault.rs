@@ -21,6 +21,8 @@ pub enum Reason {
     NoRoute,
     /// The system differs from what it should be and could not be put right.
     NotApplied,
+    /// Another program stands between the network and ours.
+    ForeignProgram,
     /// The flow table is full or nearly so.
     FlowTableNearlyFull,
     /// The source ports towards a destination are all taken or nearly so.
@@ -35,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, by weight.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::DatapathMissing,
         Self::MasterMissing,
         Self::MasterDown,
@@ -44,6 +46,7 @@ impl Reason {
         Self::GatewayUnreachable,
         Self::NoRoute,
         Self::NotApplied,
+        Self::ForeignProgram,
         Self::FlowTableNearlyFull,
         Self::PortsNearlyExhausted,
         Self::SpecificationInvalid,
@@ -62,6 +65,7 @@ impl Reason {
             Self::GatewayUnreachable => "GatewayUnreachable",
             Self::NoRoute => "NoRoute",
             Self::NotApplied => "NotApplied",
+            Self::ForeignProgram => "ForeignProgram",
             Self::FlowTableNearlyFull => "FlowTableNearlyFull",
             Self::PortsNearlyExhausted => "PortsNearlyExhausted",
             Self::SpecificationInvalid => "SpecificationInvalid",
