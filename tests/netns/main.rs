@@ -7,6 +7,7 @@ mod agent;
 mod bad_input;
 mod checksums;
 mod commands;
+mod confined;
 mod connections;
 mod detached;
 mod edits;

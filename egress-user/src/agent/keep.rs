@@ -15,11 +15,11 @@ use super::error::Chain;
 use super::existing::{Draining, ExistingFlows};
 use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
-use super::{AgentError, Applied, Options, Router, fault, health};
+use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
 use crate::datapath::{RuleId, protocol_name, protocol_number};
 use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
-use crate::status::{Activity, Conditions, Fault, InForce, Picture, Reason, judge};
+use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
 
 /// Bounds of the wait before an edit that could not be applied is tried again.
 const RETRY_EDIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -410,6 +410,9 @@ impl Keeper {
         let mut failures = Vec::new();
         for file in files {
             failures.extend(status.write(file).err());
+        }
+        if let Some(available) = self.conditions.get(ConditionType::Available) {
+            service::status(&format!("{}: {}", available.reason, available.message));
         }
         if failures.is_empty() {
             self.written = Some(status);

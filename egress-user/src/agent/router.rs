@@ -102,6 +102,21 @@ impl Router {
         &self.status
     }
 
+    /// Makes sure that there is a BPF file system to pin in, and a folder for what outlives the process; then says below
+    /// which folders applies will write, for [`confine`](super::confine).
+    ///
+    /// # Errors
+    ///
+    /// When there is none and none can be made.
+    pub fn make_room(&self) -> Result<Vec<PathBuf>, AgentError> {
+        self.pins.mount()?;
+        let state = Path::new(STATE_DIR);
+        std::fs::create_dir_all(state).map_err(|source| AgentError::Status { path: state.to_owned(), source })?;
+        let pins = self.setup.bpffs.parent().unwrap_or(&self.setup.bpffs);
+        let pins = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        Ok(vec![pins.to_owned(), state.to_owned(), PathBuf::from("/proc/sys")])
+    }
+
     /// Its interfaces and routes as they are.
     ///
     /// # Errors

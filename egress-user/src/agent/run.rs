@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::keep::Keeper;
 use super::serve::Served;
 use super::watch::Watch;
-use super::{AgentError, ExistingFlows, Router};
+use super::{AgentError, ExistingFlows, Router, service};
 use crate::compile::Desired;
 use crate::link;
 use crate::status::ConditionType;
@@ -72,6 +72,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     block_in_place(|| keeper.start())?;
     let mut master = keeper.master.clone();
     let mut network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+    service::ready();
     ready();
 
     let every = |period| {
@@ -80,6 +81,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let mut watchdog = service::watchdog();
     let mut last = Instant::now();
     loop {
         if keeper.master != master {
@@ -106,6 +108,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
                 last = Instant::now();
             }
             () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
+            _ = watchdog.tick() => service::alive(),
             _ = sweep.tick() => block_in_place(|| keeper.sweep()),
             _ = repair.tick() => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
@@ -119,6 +122,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
         }
     }
+    service::stopping();
     if keeper.options.on_exit == OnExit::Remove {
         block_in_place(|| keeper.remove())?;
         info!("removed");

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
 use super::trace::Traced;
-use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
+use super::values::{Confine, ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -66,7 +66,8 @@ Examples:
   egress-router run --spec router.yaml
   egress-router run --spec router.yaml --netns router --local-port tcp/9090 --on-exit remove
 
-Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it.")]
+Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it; SIGUSR1 makes the
+log say more, SIGUSR2 as much as at the start.")]
     Run(Run),
 
     /// Apply a specification once and exit; what it set up goes on working.
@@ -138,6 +139,13 @@ Examples:
 Accepts what the image accepted, and refuses with its words what it refused.")]
     ImportLegacy(ImportLegacy),
 
+    /// Print the manual page, or write the pages of all commands.
+    #[command(after_help = "\
+Examples:
+  egress-router man | man -l -
+  egress-router man --directory /usr/local/share/man/man1")]
+    Man(Man),
+
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -161,6 +169,7 @@ impl fmt::Display for Command {
             Self::Top(_) => "top",
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
+            Self::Man(_) => "man",
             Self::Completions(_) => "completions",
         })
     }
@@ -233,6 +242,10 @@ pub struct Run {
     /// File to write the router's status to, as JSON, whenever it changes.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
+
+    /// `off` keeps capabilities, files and system calls that the agent does not need.
+    #[arg(long, value_enum, default_value_t, value_name = "ON|OFF", help_heading = "Agent")]
+    pub confine: Confine,
 
     /// Where to serve `/metrics` (OpenMetrics), `/healthz` and `/readyz`, as in 0.0.0.0:9180. In the router's own namespace
     /// the fallback leaves that port alone.
@@ -426,6 +439,14 @@ pub struct ImportLegacy {
     /// Name of the router.
     #[arg(long, default_value = crate::spec::LEGACY_NAME)]
     pub name: String,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Folder to write a page for each command to, instead of printing one.
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
 }
 
 /// Arguments of `completions`.

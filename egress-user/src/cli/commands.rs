@@ -1,15 +1,15 @@
 //! The commands that touch the system.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use egress_ebpf::timeout;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{self, Command, Target};
+use super::log::Log;
 use super::output::{self, Format};
 use super::rows::{CountedRule, PlanRow};
 use super::top::Look;
@@ -26,10 +26,10 @@ use crate::status::Conditions;
 /// # Errors
 /// A `SpecError` when the specification is at fault; anything else is the system's.
 pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> {
-    start_log(level);
+    let log = Log::start(level);
     match command {
         Command::Plan(args) => plan(&args),
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run(&args, log),
         Command::Apply(args) => apply(&args),
         Command::Delete(args) => delete(&args),
         Command::Status(args) => status(&args),
@@ -41,21 +41,7 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Top(args) => super::top::run(&args),
         Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
-        Command::Validate(_) | Command::ImportLegacy(_) | Command::Completions(_) => Ok(()),
-    }
-}
-
-/// Lines for a person at a terminal, JSON for whatever else reads standard error.
-fn start_log(level: LogLevel) {
-    use std::io::IsTerminal as _;
-
-    let level: tracing::Level = level.into();
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::from_level(level).into()).parse_lossy("");
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_target(false);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
+        Command::Validate(_) | Command::ImportLegacy(_) | Command::Man(_) | Command::Completions(_) => Ok(()),
     }
 }
 
@@ -116,7 +102,7 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
     text
 }
 
-fn run(args: &args::Run) -> anyhow::Result<()> {
+fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
     let mut settings = settings(&args.datapath, &router_netns(&args.target)?)?;
@@ -146,21 +132,37 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
             .map(|netns| netns.path().to_owned())
             .filter(|path| !is_of_a_process(path)),
     };
+    if args.confine == values::Confine::On {
+        let mut writable = router.make_room()?;
+        writable.extend(args.status_file.as_deref().map(folder));
+        // Before there is any other thread.
+        agent::confine(&writable);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("set up the runtime")?;
-    runtime.block_on(agent::run(router, desired, options, || {
-        let _reader_gone = output::text("ready\n");
-        // Not under systemd is fine.
-        let _no_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    }))?;
+    runtime.block_on(async {
+        tokio::spawn(log.follow_signals());
+        agent::run(router, desired, options, || {
+            let _reader_gone = output::text("ready\n");
+        })
+        .await
+    })?;
     Ok(())
 }
 
+/// The folder that a file is in.
+fn folder(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
 /// Such a path goes with the process, and the namespace may well stay.
-fn is_of_a_process(path: &std::path::Path) -> bool {
+fn is_of_a_process(path: &Path) -> bool {
     path.starts_with("/proc")
 }
 
