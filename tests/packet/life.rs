@@ -8,6 +8,7 @@ use egress_ebpf::verdict::DropReason::{TableFull, Unsolicited};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
+use egress_user::datapath::Tally;
 
 use crate::frame::flag::{ACK, FIN, PSH, RST, SYN};
 use crate::frame::{Body, Frame};
@@ -296,7 +297,7 @@ fn a_full_table_refuses_new_flows_and_keeps_every_old_one() {
         twin.last_seen_ns = 0;
         rig.set_entry(&key, &flow);
         rig.set_entry(&twin_key, &twin);
-        let swept = rig.datapath().sweep().unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
         assert_eq!((swept.live, swept.removed), (usize::from(ROOM) - 1, 1));
         rig.request(&udp(family, 30_000));
     });
@@ -308,7 +309,7 @@ fn a_sweep_removes_what_has_expired_and_nothing_else() {
         Connection::open(rig, family);
         rig.request(&udp(family, PORT));
         rig.pass_time(Duration::from_secs(31));
-        let swept = rig.datapath().sweep().unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
         assert_eq!((swept.live, swept.removed), (1, 1));
         assert_eq!(rig.flow().state, Class::TcpEstablished.name());
         rig.assert_paired();

@@ -8,6 +8,7 @@ use egress_ebpf::contract::{Direction, Mark};
 use egress_ebpf::verdict::Hook;
 use egress_lab::Family;
 use egress_lab::address::{self, Host, ROUTER, SERVER_1, SERVER_2, SNAT, client};
+use egress_user::datapath::Tally;
 
 use crate::frame::{
     Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header,
@@ -247,7 +248,7 @@ fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
             }
             // A verdict is what is counted, and every run was counted once.
             assert_eq!(rig.counted_packets() - before, runs, "EGRESS_SEED={seed}");
-            rig.datapath().sweep().unwrap();
+            rig.datapath().sweep(&mut Tally::default()).unwrap();
         });
     }
     eprintln!("EGRESS_SEED={seed}");

@@ -9,7 +9,9 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, LinkHop, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
+use egress_ebpf::contract::{
+    Direction, Flow, FlowKey, HopKind, LinkHop, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
+};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};

@@ -17,7 +17,9 @@ use super::{Outcome, Scene};
 #[inline(always)]
 pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow, direction: Direction) -> Outcome {
     let parsed = &scene.work().parsed;
-    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(scene.config, out_of(scene.config, direction)) {
+    if !may_redirect::<F>(scene.config, parsed, flow, direction)
+        || !packet.fits(scene.config, out_of(scene.config, direction))
+    {
         let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
         let mark = Mark(flow.mark);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;

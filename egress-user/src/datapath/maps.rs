@@ -40,6 +40,8 @@ pub(super) struct Maps {
     pub(super) sources: Array<MapData, Bytes<Addr>>,
     rules: HashMap<MapData, Bytes<RuleKey>, Bytes<RuleValue>>,
     pub(super) flows: HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>,
+    /// How many flows the table holds.
+    pub(super) capacity: usize,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
     port_tries: PerCpuArray<MapData, u64>,
 }
@@ -54,7 +56,9 @@ impl Maps {
         if !pins.map(map::ACTIVE).exists() {
             return Err(DatapathError::NotInstalled { path: pins.path().to_path_buf() });
         }
+        let flows = MapInfo::from_pin(pins.map(map::FLOWS)).map_err(failed("open", map::FLOWS))?;
         Ok(Self {
+            capacity: usize::try_from(flows.max_entries() / 2).unwrap_or(usize::MAX),
             active: array(pins, map::ACTIVE)?,
             config: array(pins, map::CONFIG)?,
             addresses: hash(pins, map::ADDRESSES)?,
@@ -282,6 +286,7 @@ pub(super) fn check_pins(pins: &PinDir, flow_entries: u32) -> Result<Option<u32>
         differs(&path, "type", map_type as u32, wanted.map_type as u32)?;
         differs(&path, "key size", info.key_size(), wanted.key)?;
         differs(&path, "value size", info.value_size(), wanted.value)?;
+        differs(&path, "flags", info.map_flags(), wanted.flags)?;
         if name == map::FLOWS {
             flows = Some(info.max_entries());
         } else {
@@ -298,11 +303,15 @@ fn differs(path: &Path, field: &'static str, found: u32, wanted: u32) -> Result<
     Err(DatapathError::Incompatible { path: path.to_path_buf(), field, found, wanted })
 }
 
+/// Of tables that are small as a rule; the flow table takes its memory at once.
+const BPF_F_NO_PREALLOC: u32 = 1;
+
 struct Shape {
     map_type: MapType,
     key: u32,
     value: u32,
     entries: u32,
+    flags: u32,
 }
 
 fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
@@ -311,14 +320,16 @@ fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
         key: u32::try_from(key).unwrap_or(u32::MAX),
         value: u32::try_from(value).unwrap_or(u32::MAX),
         entries,
+        flags: 0,
     };
+    let grown = |shape| Shape { flags: BPF_F_NO_PREALLOC, ..shape };
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     [
         (map::ACTIVE, shape(array, 4, 4, 1)),
         (map::CONFIG, shape(array, 4, size_of::<Config>(), 2)),
-        (map::ADDRESSES, shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES)),
+        (map::ADDRESSES, grown(shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES))),
         (map::SOURCES, shape(array, 4, size_of::<Addr>(), 2 * contract::SOURCES_PER_SIDE)),
-        (map::RULES, shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES)),
+        (map::RULES, grown(shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES))),
         (map::FLOWS, shape(hash, size_of::<FlowKey>(), size_of::<Flow>(), flow_entries)),
         (
             map::FRAGMENTS,

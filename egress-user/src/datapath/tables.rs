@@ -186,7 +186,7 @@ fn family(address: IpAddr) -> u8 {
 }
 
 /// IP protocol number of a rule's protocol.
-pub(super) fn protocol_number(protocol: Protocol) -> u8 {
+pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
