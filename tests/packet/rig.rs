@@ -237,7 +237,7 @@ fn own_pins() -> PinDir {
 }
 
 /// By hook and outcome: packets and bytes.
-type Counters = BTreeMap<(&'static str, &'static str), (u64, u64)>;
+pub(crate) type Counters = BTreeMap<(&'static str, &'static str), (u64, u64)>;
 
 /// What became of a frame.
 #[derive(Debug)]
