@@ -8,6 +8,7 @@ use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::Format;
+use super::serve::{Crd, Serve};
 use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
 const EXIT_CODES: &str = "\
@@ -105,6 +106,21 @@ Example:
   egress-router drops --netns router")]
     Drops(Show),
 
+    /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router serve --data /var/lib/egress-router --kubeconfig router.kubeconfig
+  kubectl --kubeconfig router.kubeconfig apply -f router.yaml
+
+Prints `ready` once it answers. The same manifests go to a cluster that has `egress-router crd`.")]
+    Serve(Serve),
+
+    /// Print the CustomResourceDefinition, for a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router crd | kubectl apply -f -")]
+    Crd(Crd),
+
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -125,6 +141,8 @@ impl fmt::Display for Command {
             Self::Rules(_) => "rules",
             Self::Flows(_) => "flows",
             Self::Drops(_) => "drops",
+            Self::Serve(_) => "serve",
+            Self::Crd(_) => "crd",
             Self::Completions(_) => "completions",
         })
     }

@@ -31,7 +31,8 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Rules(args) => Ok(output::print(&reader(&args.target)?.rules()?, args.output.format)?),
         Command::Flows(args) => Ok(output::print(&reader(&args.target)?.flows()?, args.output.format)?),
         Command::Drops(args) => drops(&args),
-        Command::Validate(_) | Command::Completions(_) => Ok(()),
+        Command::Serve(args) => super::serve::run(&args),
+        Command::Validate(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
     }
 }
 

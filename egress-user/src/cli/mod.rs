@@ -7,6 +7,7 @@ mod commands;
 mod completions;
 pub mod output;
 mod rows;
+pub mod serve;
 mod validate;
 pub mod values;
 
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
+        Command::Crd(args) => serve::crd(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };
