@@ -24,6 +24,10 @@ enum Layer {
     Unit,
     /// The BPF object under BPF_PROG_TEST_RUN
     Packet,
+    /// Random sequences through the BPF object, against a NAT written as plainly as possible
+    Model,
+    /// The same packets through the kernel's own NAT and through the router
+    Differential,
     /// Real sockets in network namespaces
     Netns,
     /// The programs and the tests on older kernels, emulated; not part of "all"
@@ -32,7 +36,7 @@ enum Layer {
 
 impl Layer {
     /// What is run when none is named: what needs this machine only.
-    const LOCAL: [Self; 3] = [Self::Unit, Self::Packet, Self::Netns];
+    const LOCAL: [Self; 5] = [Self::Unit, Self::Packet, Self::Model, Self::Differential, Self::Netns];
 
     /// What the layer's tests need; what lacks it fails, and never passes by skipping.
     fn needs_system(self) -> bool {
@@ -43,6 +47,8 @@ impl Layer {
         match self {
             Self::Unit => "unit",
             Self::Packet => "packet",
+            Self::Model => "model",
+            Self::Differential => "differential",
             Self::Netns => "netns",
             Self::Kernels => "kernels",
         }
@@ -52,6 +58,8 @@ impl Layer {
         let tests: &[&str] = match self {
             Self::Unit => &["--workspace", "--lib", "--bins"],
             Self::Packet => &["--package", "egress-lab", "--test", "packet"],
+            Self::Model => &["--package", "egress-lab", "--test", "model"],
+            Self::Differential => &["--package", "egress-lab", "--test", "differential"],
             Self::Netns => &["--package", "egress-lab", "--test", "netns"],
             Self::Kernels => return kernels::test(extra),
         };

@@ -8,7 +8,9 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
     bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
-use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{
+    bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
@@ -276,11 +278,26 @@ impl Packet {
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
     pub(crate) fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
-        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
-        head.write(0, hop).ok_or(DropReason::Malformed)?;
+        self.address(hop)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         redirected(action)
+    }
+
+    /// Lets the packet arrive at an interface's peer in another namespace, addressed so: what a redirect to the interface comes
+    /// to, without the queue between the two.
+    #[inline(always)]
+    pub(crate) fn redirect_to_peer(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+        self.address(hop)?;
+        // SAFETY: the helper takes numbers only.
+        let action = unsafe { bpf_redirect_peer(ifindex, 0) };
+        redirected(action)
+    }
+
+    #[inline(always)]
+    fn address(&mut self, hop: &LinkHop) -> Result<(), DropReason> {
+        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
+        head.write(0, hop).ok_or(DropReason::Malformed)
     }
 
     #[inline(always)]

@@ -398,6 +398,7 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
+            cluster_peer: false,
             mtu: 0,
         }
     }
@@ -454,6 +455,7 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
             addresses: snat.clone(),
         },
         snat,
+        cluster_peer: observed.cluster.kind.as_deref() == Some("veth") && observed.cluster.parent_netns.is_some(),
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
+use super::serve::{Crd, Serve};
 use super::trace::Traced;
 use super::values::{Confine, ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
@@ -146,6 +147,21 @@ Examples:
   egress-router man --directory /usr/local/share/man/man1")]
     Man(Man),
 
+    /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router serve --data /var/lib/egress-router --kubeconfig router.kubeconfig
+  kubectl --kubeconfig router.kubeconfig apply -f router.yaml
+
+Prints `ready` once it answers. The same manifests go to a cluster that has `egress-router crd`.")]
+    Serve(Serve),
+
+    /// Print the CustomResourceDefinition, for a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router crd | kubectl apply -f -")]
+    Crd(Crd),
+
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -170,6 +186,8 @@ impl fmt::Display for Command {
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
             Self::Man(_) => "man",
+            Self::Serve(_) => "serve",
+            Self::Crd(_) => "crd",
             Self::Completions(_) => "completions",
         })
     }

@@ -13,6 +13,7 @@ mod log;
 mod man;
 pub mod output;
 mod rows;
+pub mod serve;
 mod top;
 mod trace;
 mod validate;
@@ -48,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::ImportLegacy(args) => import::run(&args),
         Command::Man(args) => man::run(&args),
+        Command::Crd(args) => serve::crd(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };
