@@ -13,11 +13,12 @@ use tracing::{debug, error, info, warn};
 use super::backoff::Backoff;
 use super::error::Chain;
 use super::existing::{Draining, ExistingFlows};
+use super::flow_log::FlowLog;
 use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
-use crate::datapath::{RuleId, protocol_name, protocol_number};
+use crate::datapath::{Journal, RuleId, monotonic_ns, protocol_name, protocol_number};
 use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
 use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
 
@@ -44,6 +45,8 @@ pub(super) struct Counts {
     pub(super) repairs_failed: u64,
     /// Times that the status could not be written.
     pub(super) status_failed: u64,
+    /// Lines that the flow log lost.
+    pub(super) flows_unlogged: u64,
 }
 
 /// The agent's state.
@@ -66,6 +69,8 @@ pub(super) struct Keeper {
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
     in_force: bool,
+    flow_log: Option<FlowLog>,
+    journal: Journal,
     rivals: Option<Rivals>,
     /// Who claimed one of our addresses, and when last.
     claimed: BTreeMap<IpAddr, (Mac, Instant)>,
@@ -80,6 +85,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
+        let flow_log = options.flow_log.as_deref().map(FlowLog::new);
         Self {
             router,
             desired,
@@ -93,6 +99,8 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            flow_log,
+            journal: Journal::default(),
             rivals: None,
             claimed: BTreeMap::new(),
             draining: Draining::default(),
@@ -148,6 +156,7 @@ impl Keeper {
 
     /// Removes flows that are over, and looks how the router is.
     pub(super) fn sweep(&mut self) {
+        self.log_flows();
         match self.router.sweep() {
             Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
             Ok(_) => {}
@@ -156,6 +165,19 @@ impl Keeper {
         self.end_stale();
         self.look();
         self.tell();
+    }
+
+    /// Logs which flows began and ended.
+    pub(super) fn log_flows(&mut self) {
+        let Some(log) = &mut self.flow_log else { return };
+        let events = match self.router.events(&mut self.journal) {
+            Ok(events) => events,
+            Err(failed) => return warn!("read the flows to log: {}", Chain(&failed)),
+        };
+        if let Err(failed) = log.write(&events, Timestamp::now(), monotonic_ns()) {
+            warn!("log flows: {failed}");
+        }
+        self.counts.flows_unlogged = log.lost;
     }
 
     /// Something has changed: puts right what has to be, and looks how the router is.

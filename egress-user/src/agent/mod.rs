@@ -19,6 +19,7 @@ mod confine;
 mod error;
 mod existing;
 mod fault;
+mod flow_log;
 mod health;
 mod keep;
 mod metrics;

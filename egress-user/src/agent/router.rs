@@ -12,7 +12,8 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Connection, Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables, Tally,
+    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, Reader, Settings, Suspended, Swept,
+    Tables, Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -149,7 +150,9 @@ impl Router {
         let reader = self.reader()?;
         let observed = self.observe()?;
         let works = observed.external.as_ref().is_some_and(|external| external.up && external.lower_up);
-        let neighbours = if works { self.neighbours(&health::gateways(&observed))? } else { Vec::new() };
+        // Asking takes a capability that reading does not; who lacks it is told the rest.
+        let gateways = if works { health::gateways(&observed) } else { Vec::new() };
+        let neighbours = self.neighbours(&gateways).unwrap_or_default();
         let rules = reader.rules()?;
         let destinations: Vec<IpAddr> = rules.iter().filter_map(|rule| rule.destination).collect();
         let external = &self.setup.place.external_interface;
@@ -425,6 +428,15 @@ impl Router {
         let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
         let destinations: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.source, flow.destination)).collect();
         Ok(link::sever(&self.setup.place.router, &clients, &destinations)?)
+    }
+
+    /// What happened to flows since the journal was last shown the table.
+    ///
+    /// # Errors
+    ///
+    /// When the flow table cannot be read.
+    pub fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, AgentError> {
+        Ok(self.datapath.as_ref().map(|datapath| datapath.events(journal)).transpose()?.unwrap_or_default())
     }
 
     /// Removes flows that are over.

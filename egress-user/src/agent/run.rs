@@ -40,6 +40,8 @@ pub struct Options {
     pub status_file: Option<PathBuf>,
     /// What becomes of live flows whose rule changes.
     pub existing_flows: ExistingFlows,
+    /// Where to log flows.
+    pub flow_log: Option<PathBuf>,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
     /// The file that names the router's namespace, when it was named by one that goes with it (not by a process).
@@ -123,6 +125,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         }
     }
     service::stopping();
+    block_in_place(|| keeper.log_flows());
     if keeper.options.on_exit == OnExit::Remove {
         block_in_place(|| keeper.remove())?;
         info!("removed");

@@ -261,6 +261,10 @@ pub struct Run {
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
 
+    /// File to log flows to, a JSON line for each that began and each that ended.
+    #[arg(long, value_name = "FILE", help_heading = "Agent")]
+    pub flow_log: Option<PathBuf>,
+
     /// `off` keeps capabilities, files and system calls that the agent does not need.
     #[arg(long, value_enum, default_value_t, value_name = "ON|OFF", help_heading = "Agent")]
     pub confine: Confine,

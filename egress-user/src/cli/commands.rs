@@ -124,6 +124,7 @@ fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
             values::OnExit::Remove => agent::OnExit::Remove,
         },
         status_file: args.status_file.clone(),
+        flow_log: args.flow_log.clone(),
         metrics: args.metrics,
         existing_flows: match args.datapath.existing_flows {
             values::ExistingFlows::Keep => ExistingFlows::Keep,
@@ -139,7 +140,7 @@ fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
     };
     if args.confine == values::Confine::On {
         let mut writable = router.make_room()?;
-        writable.extend(args.status_file.as_deref().map(folder));
+        writable.extend([&args.status_file, &args.flow_log].into_iter().flatten().map(|file| folder(file)));
         // Before there is any other thread.
         agent::confine(&writable);
     }
