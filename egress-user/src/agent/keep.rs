@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -425,12 +426,12 @@ impl Keeper {
     fn tell(&mut self) {
         self.conditions.update(judge(&self.picture()), Timestamp::now());
         let status = Status::new(&self.desired, self.conditions.clone());
-        if self.written.as_ref() == Some(&status) {
+        let files = || std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
+        if self.written.as_ref() == Some(&status) && files().all(Path::exists) {
             return;
         }
-        let files = std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
         let mut failures = Vec::new();
-        for file in files {
+        for file in files() {
             failures.extend(status.write(file).err());
         }
         if let Some(available) = self.conditions.get(ConditionType::Available) {
