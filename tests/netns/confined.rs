@@ -20,11 +20,12 @@ fn spec() -> Spec {
 /// The value of a line of /proc/PID/task/TID/status, of every thread.
 fn of_every_thread(pid: u32, key: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let values = tasks.map(|task| {
-        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t")).unwrap_or_default().to_owned()
-    });
-    values.collect()
+    // A thread may end before it is read.
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let value = |status: String| {
+        status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t")).unwrap().to_owned()
+    };
+    statuses.map(value).collect()
 }
 
 #[test]

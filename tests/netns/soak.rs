@@ -3,6 +3,7 @@
 //! A short form by default; `EGRESS_SOAK=600` for ten minutes.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use egress_lab::address::{Host, SERVER_1, SERVER_2, client};
@@ -84,12 +85,12 @@ fn nothing_is_lost_and_nothing_grows() {
         "soak: {edits} edits, {connections} connections, {restarts} restarts; live flows to {lost:?} lost nothing"
     );
     assert_eq!(pins(&rig), pinned);
-    faults(&rig, files.path(), started + length());
+    faults(&rig, &status, started + length());
     assert_eq!(pins(&rig), pinned);
 }
 
 /// Whatever somebody may do to a running router; it comes back by itself from each, and holds no more afterwards.
-fn faults(rig: &Rig, files: &std::path::Path, until: Instant) {
+fn faults(rig: &Rig, status: &Path, until: Instant) {
     let pid = rig.router.pid().unwrap();
     let ip = |line: &str| drop(rig.router_netns().ip(line.split(' ')).unwrap());
     let well = |after: &str| {
@@ -98,18 +99,24 @@ fn faults(rig: &Rig, files: &std::path::Path, until: Instant) {
             planned().contains("nothing to change")
         })
         .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", planned(), rig.router.stderr()));
+        wait_until("the status to be there", TIMEOUT, || status.exists()).unwrap();
         for family in Family::ALL {
             rig.udp(at(client(0), family, 0), 7000);
         }
     };
-    let all: [(&str, &dyn Fn()); 7] = [
+    let all: [(&str, &dyn Fn()); 6] = [
         ("address removed", &|| ip("address delete 192.168.12.99/24 dev net1")),
         ("link down", &|| ip("link set net1 down")),
         ("routes flushed", &|| ip("-6 route flush table 25959")),
         ("program detached", &|| fs::remove_file(rig.router.pin("link_external_ingress").unwrap()).unwrap()),
-        ("wrong edit", &|| rig.router.edit("kind: nonsense\n").unwrap()),
-        ("right edit", &|| rig.router.edit(&spec(0).yaml()).unwrap()),
-        ("status folder removed", &|| drop(fs::remove_dir_all(files.join("status")))),
+        ("wrong and right edit", &|| {
+            let refused = rig.router.stderr().matches("edit refused").count();
+            rig.router.edit("kind: nonsense\n").unwrap();
+            let said = || rig.router.stderr().matches("edit refused").count() > refused;
+            wait_until("the edit to be refused", TIMEOUT, said).unwrap();
+            rig.router.edit(&spec(0).yaml()).unwrap();
+        }),
+        ("status removed", &|| fs::remove_file(status).unwrap()),
     ];
     // Once round before it counts: what is made once only has been made.
     for (name, fault) in all {

@@ -70,6 +70,7 @@ pub(super) struct Keeper {
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
     in_force: bool,
+    status_fails: bool,
     flow_log: Option<FlowLog>,
     journal: Journal,
     rivals: Option<Rivals>,
@@ -100,6 +101,7 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            status_fails: false,
             flow_log,
             journal: Journal::default(),
             rivals: None,
@@ -439,13 +441,17 @@ impl Keeper {
         }
         if failures.is_empty() {
             self.written = Some(status);
+            self.status_fails = false;
             return;
         }
         for failed in failures {
-            // The next look writes it again.
+            // The next look writes it again; it is told once.
             self.counts.status_failed += 1;
-            warn!("{}", Chain(&failed));
+            if !self.status_fails {
+                warn!("{}", Chain(&failed));
+            }
         }
+        self.status_fails = true;
     }
 
     /// What is told to a scrape.

@@ -140,7 +140,11 @@ fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
     };
     if args.confine == values::Confine::On {
         let mut writable = router.make_room()?;
-        writable.extend([&args.status_file, &args.flow_log].into_iter().flatten().map(|file| folder(file)));
+        for file in [&args.status_file, &args.flow_log].into_iter().flatten() {
+            let folder = folder(file);
+            std::fs::create_dir_all(&folder).with_context(|| format!("make the folder of {}", file.display()))?;
+            writable.push(folder);
+        }
         // Before there is any other thread.
         agent::confine(&writable);
     }

@@ -34,46 +34,58 @@ pub enum FlowEventKind {
     Closed,
 }
 
-/// The flows that are known to be open.
+/// The flows that were in the table at the last look.
 #[derive(Debug, Default)]
 pub struct Journal {
-    open: HashMap<FlowKey, Open>,
+    known: HashMap<FlowKey, Known>,
 }
 
 #[derive(Debug, Clone)]
-struct Open {
+struct Known {
     request: Flow,
     reply: Option<Flow>,
+    /// Its time was up, and that is told.
+    over: bool,
 }
 
 impl Journal {
-    /// What happened since the last look. At the first one, every flow that lives is told as opened, with when it was.
+    /// What happened since the last look. At the first one, every flow that lives is told as opened, with when it was. A flow
+    /// that is over and still in the table is told as both, if it was never seen before.
     pub(super) fn note(&mut self, entries: &HashMap<FlowKey, Flow>, config: &Config, now_ns: u64) -> Vec<FlowEvent> {
         let mut now = HashMap::with_capacity(entries.len() / 2);
         for (key, flow) in entries.iter().filter(|(key, _)| key.is_request()) {
             let reply = entries.get(&key.twin(flow)).copied();
-            if !timeout::expired(key.protocol, flow, true, reply.as_ref(), &config.timeouts_s, now_ns) {
-                now.insert(*key, Open { request: *flow, reply });
+            let over = timeout::expired(key.protocol, flow, true, reply.as_ref(), &config.timeouts_s, now_ns);
+            now.insert(*key, Known { request: *flow, reply, over });
+        }
+        let mut events = Vec::new();
+        let mut tell = |kind, key: &FlowKey, known: &Known| {
+            let last_ns = known.reply.map_or(0, |reply| reply.last_seen_ns).max(known.request.last_seen_ns);
+            events.push(FlowEvent {
+                kind,
+                flow: row(key, &known.request, known.reply.as_ref(), config, now_ns),
+                began_ns: known.request.created_ns,
+                last_ns,
+            });
+        };
+        for (key, flow) in &now {
+            let before = self.known.get(key).filter(|before| before.request.created_ns == flow.request.created_ns);
+            if before.is_none() {
+                tell(FlowEventKind::Opened, key, flow);
+            }
+            if flow.over && before.is_none_or(|before| !before.over) {
+                tell(FlowEventKind::Closed, key, flow);
             }
         }
-        let same = |a: &Open, b: Option<&Open>| b.is_some_and(|b| a.request.created_ns == b.request.created_ns);
-        let event = |kind, key: &FlowKey, open: &Open| {
-            let last_ns = open.reply.map_or(0, |reply| reply.last_seen_ns).max(open.request.last_seen_ns);
-            FlowEvent {
-                kind,
-                flow: row(key, &open.request, open.reply.as_ref(), config, now_ns),
-                began_ns: open.request.created_ns,
-                last_ns,
+        for (key, before) in self.known.iter().filter(|(_, before)| !before.over) {
+            if now.get(key).is_none_or(|flow| flow.request.created_ns != before.request.created_ns) {
+                tell(FlowEventKind::Closed, key, before);
             }
-        };
-        let closed = self.open.iter().filter(|(key, open)| !same(open, now.get(key)));
-        let mut events: Vec<FlowEvent> = closed.map(|(key, open)| event(FlowEventKind::Closed, key, open)).collect();
-        let opened = now.iter().filter(|(key, open)| !same(open, self.open.get(key)));
-        events.extend(opened.map(|(key, open)| event(FlowEventKind::Opened, key, open)));
-        self.open = now;
+        }
+        self.known = now;
         events.sort_by_key(|event| match event.kind {
-            FlowEventKind::Opened => event.began_ns,
-            FlowEventKind::Closed => event.last_ns,
+            FlowEventKind::Opened => (event.began_ns, false),
+            FlowEventKind::Closed => (event.last_ns, true),
         });
         events
     }
@@ -125,6 +137,8 @@ mod tests {
         // Still in the table, and over.
         assert_eq!(note(&mut journal, 140, &[flow(2, 102, 102, 1)]), [(Closed, 2, 1)]);
         assert_eq!(note(&mut journal, 141, &[flow(2, 102, 102, 1)]), []);
+        // Begun and over between two looks.
+        assert_eq!(note(&mut journal, 140, &[flow(3, 105, 105, 2)]), [(Opened, 3, 2), (Closed, 3, 2)]);
         // Another one under the same key.
         assert_eq!(note(&mut journal, 150, &[flow(2, 150, 150, 1)]), [(Opened, 2, 1)]);
         assert_eq!(note(&mut journal, 151, &[flow(2, 151, 151, 2)]), [(Closed, 2, 1), (Opened, 2, 2)]);
