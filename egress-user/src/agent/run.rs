@@ -48,6 +48,8 @@ pub struct Options {
 
 /// How often flows that are over are removed, and the gateways asked.
 const SWEEP: Duration = Duration::from_secs(5);
+/// The same, while the table is so full that flows have to give way.
+const CROWDED_SWEEP: Duration = Duration::from_millis(250);
 /// How often the system is compared with what it should be, though nobody tells of a change.
 const REPAIR: Duration = Duration::from_secs(10);
 /// How often the agent looks whether the router's namespace was deleted under it, and whether the programs are attached.
@@ -102,11 +104,15 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             _ = signals.terminate.recv() => break,
             () = network.changed() => {
                 sleep_until(last + PAUSE).await;
-                block_in_place(|| keeper.mend());
+                block_in_place(|| keeper.network_changed());
                 last = Instant::now();
             }
             () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
-            _ = sweep.tick() => block_in_place(|| keeper.sweep()),
+            _ = sweep.tick() => {
+                if block_in_place(|| keeper.sweep()) {
+                    sweep.reset_after(CROWDED_SWEEP);
+                }
+            }
             _ = repair.tick() => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
                 if name.as_ref().is_some_and(Name::is_gone) {
