@@ -30,4 +30,5 @@ mod specs;
 mod start;
 mod surroundings;
 mod system;
+mod timeouts;
 mod wire;
