@@ -14,6 +14,7 @@ use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{self, Host, ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::random::Random;
+use egress_user::datapath::Tally;
 
 use crate::frame::{
     Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header,
@@ -250,7 +251,7 @@ fn wander(rig: &mut Rig, seed: u64, number: u64, frames: u64) -> (u64, HashSet<&
             rig.pass_time(Duration::from_secs(20));
         }
         if at % 8000 == 7999 {
-            rig.datapath().sweep().unwrap();
+            rig.datapath().sweep(&mut Tally::default()).unwrap();
         }
     }
     // A verdict is what is counted, and every run was counted once.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build, kernels, workspace};
+use crate::{build, kernels, prometheus, workspace};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -80,6 +80,9 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     if layers.iter().any(|layer| layer.needs_system()) {
         workspace::require_root("test")?;
         build::everything()?;
+    }
+    if layers.contains(&Layer::Netns) {
+        prometheus::ensure()?;
     }
     // Every layer is run, whatever the one before said: one run tells all that is wrong.
     let mut failed = Vec::new();

@@ -5,8 +5,12 @@
 pub mod args;
 mod commands;
 mod completions;
+mod flows;
+mod import;
 pub mod output;
 mod rows;
+mod top;
+mod trace;
 mod validate;
 pub mod values;
 
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
+        Command::ImportLegacy(args) => import::run(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };
