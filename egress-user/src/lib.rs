@@ -13,6 +13,7 @@
 //! | [`spec`] | `EgressRouter` types, defaulting, validation with source positions | pure: no Linux |
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod compile;
 pub mod datapath;

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
+use super::serve::{Crd, Serve};
 use super::trace::Traced;
 use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
@@ -138,6 +139,21 @@ Examples:
 Accepts what the image accepted, and refuses with its words what it refused.")]
     ImportLegacy(ImportLegacy),
 
+    /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router serve --data /var/lib/egress-router --kubeconfig router.kubeconfig
+  kubectl --kubeconfig router.kubeconfig apply -f router.yaml
+
+Prints `ready` once it answers. The same manifests go to a cluster that has `egress-router crd`.")]
+    Serve(Serve),
+
+    /// Print the CustomResourceDefinition, for a cluster.
+    #[command(after_help = "\
+Example:
+  egress-router crd | kubectl apply -f -")]
+    Crd(Crd),
+
     /// Print a completion script for a shell.
     #[command(after_help = "\
 Example:
@@ -161,6 +177,8 @@ impl fmt::Display for Command {
             Self::Top(_) => "top",
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
+            Self::Serve(_) => "serve",
+            Self::Crd(_) => "crd",
             Self::Completions(_) => "completions",
         })
     }

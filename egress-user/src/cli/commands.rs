@@ -41,7 +41,8 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Top(args) => super::top::run(&args),
         Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
-        Command::Validate(_) | Command::ImportLegacy(_) | Command::Completions(_) => Ok(()),
+        Command::Serve(args) => super::serve::run(&args),
+        Command::Validate(_) | Command::ImportLegacy(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
     }
 }
 

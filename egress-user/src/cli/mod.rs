@@ -9,6 +9,7 @@ mod flows;
 mod import;
 pub mod output;
 mod rows;
+pub mod serve;
 mod top;
 mod trace;
 mod validate;
@@ -43,6 +44,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
         Command::ImportLegacy(args) => import::run(&args),
+        Command::Crd(args) => serve::crd(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };

@@ -22,6 +22,7 @@ mod names;
 mod parse;
 mod path;
 mod scalar;
+mod schema;
 mod sink;
 mod source;
 mod tree;
@@ -35,6 +36,7 @@ pub use diagnostic::{Diagnostic, Problem, Related, Severity, Style, summary};
 pub use legacy::{LEGACY_NAME, LegacyEnvironment, LegacyError, from_legacy};
 pub use load::{Loaded, LoadedRouter, MAX_BYTES, ReadError, load, load_reader, load_str};
 pub use path::FieldPath;
+pub use schema::open_api_schema;
 pub use source::Source;
 pub use types::{
     API_VERSION, ApiVersion, Condition, ConditionStatus, ConditionType, EgressRouter, EgressRouterAddress,

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::schema;
 
 /// The one API version.
 pub const API_VERSION: &str = "network.operator.openshift.io/v1";
@@ -16,16 +19,20 @@ pub const API_VERSION: &str = "network.operator.openshift.io/v1";
 pub const KIND: &str = "EgressRouter";
 
 /// One router: who may be reached through it, and from which addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["spec"]))]
 pub struct EgressRouter {
     /// Always [`API_VERSION`].
     #[serde(default)]
+    #[schemars(with = "String", skip_serializing_if = "schema::always")]
     pub api_version: ApiVersion,
     /// Always [`KIND`].
     #[serde(default)]
+    #[schemars(with = "String", skip_serializing_if = "schema::always")]
     pub kind: Kind,
     /// Name and labels.
+    #[schemars(schema_with = "schema::any_object")]
     pub metadata: Metadata,
     /// What is asked for.
     pub spec: EgressRouterSpec,
@@ -35,7 +42,7 @@ pub struct EgressRouter {
 }
 
 /// `apiVersion`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ApiVersion {
     /// [`API_VERSION`].
     #[default]
@@ -44,7 +51,7 @@ pub enum ApiVersion {
 }
 
 /// `kind`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Kind {
     /// [`KIND`].
     #[default]
@@ -52,7 +59,7 @@ pub enum Kind {
 }
 
 /// `metadata`, as far as a router has a use for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
     /// Name of the object.
@@ -75,8 +82,12 @@ pub struct Metadata {
 }
 
 /// `spec`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend(
+    "required" = ["addresses", "mode", "networkInterface"],
+    "oneOf" = [{"properties": {"mode": {"enum": ["Redirect"]}}, "required": ["redirect"]}]
+))]
 pub struct EgressRouterSpec {
     /// How traffic is let out.
     #[serde(default)]
@@ -91,7 +102,7 @@ pub struct EgressRouterSpec {
 }
 
 /// `spec.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
     /// Clients connect to the router, which rewrites source and destination.
     #[default]
@@ -99,7 +110,7 @@ pub enum Mode {
 }
 
 /// `spec.redirect`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedirectConfig {
     /// Ports with a destination of their own.
@@ -107,27 +118,31 @@ pub struct RedirectConfig {
     pub redirect_rules: Vec<L4RedirectRule>,
     /// Destination of everything else.
     #[serde(default, rename = "fallbackIP", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::address")]
     pub fallback_ip: Option<IpAddr>,
 }
 
 /// One of `spec.redirect.redirectRules`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct L4RedirectRule {
     /// Host that the connection is sent to.
     #[serde(rename = "destinationIP")]
+    #[schemars(schema_with = "schema::address")]
     pub destination_ip: IpAddr,
     /// Port on the router.
+    #[schemars(schema_with = "schema::port")]
     pub port: NonZeroU16,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port on the destination; absent: the same as [`port`](Self::port).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::port")]
     pub target_port: Option<NonZeroU16>,
 }
 
 /// Transport protocol of a rule, named as in the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// IP protocol 6.
@@ -154,8 +169,9 @@ impl std::fmt::Display for Protocol {
 }
 
 /// `spec.networkInterface`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{"required": ["macvlan"]}]))]
 pub struct NetworkInterface {
     /// The one kind of interface there is.
     #[serde(default)]
@@ -163,8 +179,9 @@ pub struct NetworkInterface {
 }
 
 /// `spec.networkInterface.macvlan`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["mode"]))]
 pub struct MacvlanConfig {
     /// How the macvlan shares its master.
     #[serde(default)]
@@ -175,7 +192,7 @@ pub struct MacvlanConfig {
 }
 
 /// Mode of a macvlan interface, named as in the API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum MacvlanMode {
     /// Macvlans of one master talk to each other directly.
     #[default]
@@ -196,26 +213,28 @@ impl MacvlanMode {
 }
 
 /// One of `spec.addresses`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressRouterAddress {
     /// Host address with the length of its subnet's prefix. The schema takes any text.
     pub ip: String,
     /// Next hop to everything outside the subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::address")]
     pub gateway: Option<IpAddr>,
 }
 
 /// `status`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressRouterStatus {
     /// At most one of each type.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
 /// One of `status.conditions`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// Which condition.
@@ -224,6 +243,7 @@ pub struct Condition {
     /// Whether it holds.
     pub status: ConditionStatus,
     /// RFC 3339 time of the last change of [`status`](Self::status); the schema wants the field and takes null.
+    #[schemars(required, schema_with = "schema::nullable_time")]
     pub last_transition_time: Option<String>,
     /// Why, in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +254,7 @@ pub struct Condition {
 }
 
 /// `status.conditions[].type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionType {
     /// Traffic is translated.
     Available,
@@ -251,7 +271,7 @@ impl ConditionType {
 }
 
 /// `status.conditions[].status`: text, not a boolean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionStatus {
     /// It holds.
     True,

@@ -1,0 +1,549 @@
+//! What each request gets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY};
+use axum::http::{HeaderValue, Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::answer::{Asked, warn};
+use super::auth::{Tokens, authorize};
+use super::form::{self, Include, ListMeta, versioned};
+use super::list::{self, ListOptions};
+use super::managed::Endpoint;
+use super::metrics::Metrics;
+use super::negotiate::{self, Accepted, Encoding, Form, Offer, PatchType, aggregated};
+use super::options::{self, Verb};
+use super::route::{Query, Routers, Target};
+use super::status::{self, Refusal};
+use super::store::{Key, Store};
+use super::watch::Watch;
+use super::write::{self, Deleted, Namespaces, Place, Written};
+use super::{discovery, meta, object, openapi};
+
+/// Bytes of a body.
+const MAX_BODY: usize = 3 * 1024 * 1024;
+/// How long a body may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Its objects.
+    pub(super) store: Arc<Store>,
+    /// Who may ask.
+    pub(super) tokens: Tokens,
+    /// Whether somebody without a token may ask at all.
+    pub(super) anonymous: bool,
+    /// Which namespaces there are.
+    pub(super) namespaces: Namespaces,
+    /// Where it listens, for clients.
+    pub(super) address: String,
+    /// Requests at a time, watches apart.
+    pub(super) in_flight: Semaphore,
+    /// Watches at a time.
+    pub(super) watches: Arc<Semaphore>,
+    /// What is counted.
+    pub(super) metrics: Metrics,
+}
+
+/// A request, taken apart.
+struct Call {
+    asked: Asked,
+    method: Method,
+    body: Option<Body>,
+}
+
+impl Call {
+    async fn read_body(&mut self) -> Result<Bytes, Refusal> {
+        let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
+        let read = tokio::time::timeout(BODY_WITHIN, Limited::new(body, MAX_BODY).collect()).await;
+        match read {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                Err(Refusal::too_large(&format!("limit is {MAX_BODY}")))
+            }
+            Ok(Err(error)) => Err(Refusal::bad_request(format!("read the body: {error}"))),
+            Err(_) => Err(Refusal::bad_request("the body did not arrive in time")),
+        }
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        self.asked.header(&CONTENT_TYPE)
+    }
+}
+
+/// Answers a request.
+pub(super) async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let query = Query::new(parts.uri.query().unwrap_or_default());
+    let target = Target::of(parts.uri.path());
+    let verb = verb(&target, &parts.method, &query);
+    let watch = verb == "watch";
+    let asked = Asked { headers: parts.headers, query, http: parts.version, watch };
+    let mut call = Call { asked, method: parts.method, body: Some(body) };
+    let mut warnings = Vec::new();
+    let answered = server.answer(&mut call, &target, verb, &mut warnings).await;
+    let mut response = answered.unwrap_or_else(|refusal| call.asked.refuse(&refusal));
+    warn(&mut response, &warnings);
+    server.metrics.count(if verb.is_empty() { "other" } else { verb }, response.status().as_u16());
+    response
+}
+
+/// Kubernetes' verb for a request; empty for a method that is none.
+fn verb(target: &Target, method: &Method, query: &Query) -> &'static str {
+    let Target::Routers(routers) = target else {
+        return match *method {
+            Method::GET => "get",
+            Method::HEAD => "head",
+            Method::POST => "post",
+            Method::PUT => "put",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            Method::OPTIONS => "options",
+            _ => "",
+        };
+    };
+    match *method {
+        Method::GET | Method::HEAD if routers.watch => "watch",
+        Method::GET | Method::HEAD if routers.name.is_some() => "get",
+        Method::GET | Method::HEAD if query.switch("watch").unwrap_or(false) => "watch",
+        Method::GET | Method::HEAD => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if routers.name.is_some() => "delete",
+        Method::DELETE => "deletecollection",
+        _ => "",
+    }
+}
+
+impl Server {
+    async fn answer(
+        self: &Arc<Self>,
+        call: &mut Call,
+        target: &Target,
+        verb: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Response<Body>, Refusal> {
+        let header = call.asked.headers.get(AUTHORIZATION).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let (user, warning) = self.tokens.authenticate(header.as_deref(), self.anonymous)?;
+        warnings.extend(warning);
+        authorize(&user, verb, target)?;
+        match target {
+            Target::Routers(routers) if verb == "watch" => self.watch(&call.asked, routers),
+            Target::Routers(routers) => {
+                let _permit = self.in_flight.try_acquire().map_err(|_| Refusal::too_many_requests())?;
+                self.routers(call, routers, verb).await
+            }
+            Target::Core(path) => self.core(&call.asked, path, verb),
+            Target::Other(path) => self.document(&call.asked, path, verb),
+        }
+    }
+
+    async fn routers(
+        self: &Arc<Self>,
+        call: &mut Call,
+        routers: &Routers,
+        verb: &str,
+    ) -> Result<Response<Body>, Refusal> {
+        let Some(namespace) = routers.namespace.clone() else {
+            return match verb {
+                "list" => self.list(&call.asked, None),
+                _ => Ok(call.asked.page_not_found()),
+            };
+        };
+        let endpoint = match routers.subresource.as_deref() {
+            None => Endpoint::Main,
+            Some("status") => Endpoint::Status,
+            Some(_) => return Err(Refusal::not_found(routers.name.as_deref().unwrap_or_default())),
+        };
+        let name = routers.name.clone();
+        match (verb, name, endpoint) {
+            ("list", None, _) => self.list(&call.asked, Some(&namespace)),
+            ("get", Some(name), _) => self.get(&call.asked, &namespace, &name),
+            ("create", _, Endpoint::Main) => self.create(call, &namespace).await,
+            ("update", Some(name), _) => self.update(call, &namespace, &name, endpoint).await,
+            ("patch", Some(name), _) => self.patch(call, &namespace, &name, endpoint).await,
+            ("update" | "patch", None, _) => Err(Refusal::bad_request("name must be provided")),
+            ("delete", Some(name), Endpoint::Main) => self.delete(call, &namespace, &name).await,
+            ("deletecollection", None, _) => self.delete_all(call, &namespace).await,
+            (verb, ..) => Err(Refusal::verb_not_supported(verb)),
+        }
+    }
+
+    fn include(asked: &Asked, accepted: &Accepted) -> Result<Include, Refusal> {
+        match accepted.form {
+            Form::Table => Include::of(asked.query.text("includeObject").as_deref()),
+            _ => Ok(Include::Metadata),
+        }
+    }
+
+    fn show(asked: &Asked, accepted: &Accepted, code: u16, object: Value) -> Result<Response<Body>, Refusal> {
+        let shown = form::item(object, accepted, Self::include(asked, accepted)?)?;
+        Ok(asked.answer(code, &shown, accepted.encoding))
+    }
+
+    fn get(&self, asked: &Asked, namespace: &str, name: &str) -> Result<Response<Body>, Refusal> {
+        let accepted = asked.accepted(Offer::Routers)?;
+        if asked.query.text("export").is_some() {
+            let what = "the export parameter, deprecated since v1.14, is no longer supported";
+            return Err(Refusal::bad_request(what));
+        }
+        let asked_for = asked.query.text("resourceVersion").unwrap_or_default();
+        let state = self.store.state();
+        if !asked_for.is_empty() {
+            let version = list::version(&asked_for).map_err(Refusal::internal)?;
+            if version > state.newest() {
+                return Err(Refusal::version_too_large(version, state.newest()));
+            }
+        }
+        let stored = state.get(&Key::new(namespace, name)).cloned().ok_or_else(|| Refusal::not_found(name))?;
+        drop(state);
+        Self::show(asked, &accepted, 200, versioned(&stored))
+    }
+
+    fn list(&self, asked: &Asked, namespace: Option<&str>) -> Result<Response<Body>, Refusal> {
+        let accepted = asked.accepted(Offer::Routers)?;
+        if accepted.form == Form::Metadata {
+            return Err(form::refuse_list());
+        }
+        let options = ListOptions::new(&asked.query, false)?;
+        let include = Self::include(asked, &accepted)?;
+        let (items, metadata) = list::list(&self.store, namespace, &options)?;
+        Ok(asked.answer(200, &form::list(items, &metadata, &accepted, include)?, accepted.encoding))
+    }
+
+    fn watch(self: &Arc<Self>, asked: &Asked, routers: &Routers) -> Result<Response<Body>, Refusal> {
+        let accepted = asked.accepted(Offer::Events)?;
+        let mut options = ListOptions::new(&asked.query, true)?;
+        if let Some(name) = &routers.name {
+            options.selector = options.selector.named(name);
+        }
+        let include = Self::include(asked, &accepted)?;
+        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| Refusal::too_many_requests())?;
+        let watch = Watch::new(&self.store, routers.namespace.clone(), options, accepted.clone(), include)?;
+        let events = futures_util::StreamExt::map(watch.into_stream(), move |event| {
+            // The watch is one of those that are let in for as long as it lasts.
+            let _held = &permit;
+            event
+        });
+        let mut response = Response::new(Body::from_stream(events));
+        let headers = response.headers_mut();
+        let media_type = match accepted.encoding {
+            Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            _ => "application/json",
+        };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(response)
+    }
+
+    fn place<'a>(&'a self, namespace: &'a str) -> Place<'a> {
+        Place { store: &self.store, namespaces: &self.namespaces, namespace }
+    }
+
+    fn written(asked: &Asked, accepted: &Accepted, written: Written) -> Result<Response<Body>, Refusal> {
+        let shown = Self::show(asked, accepted, written.code, written.object);
+        let mut response = shown.map_err(|refusal| refusal.with_warnings(&written.warnings))?;
+        warn(&mut response, &written.warnings);
+        Ok(response)
+    }
+
+    async fn create(&self, call: &mut Call, namespace: &str) -> Result<Response<Body>, Refusal> {
+        let accepted = call.asked.accepted(Offer::Routers)?;
+        let ty = negotiate::body_type(call.content_type())?;
+        let body = call.read_body().await?;
+        let options = options::of_write(&call.asked.query, call.asked.agent(), Verb::Create)?;
+        let (object, warnings) = object::read(&body, ty, options.validation)?;
+        let written = write::create(self.place(namespace), object, &options, warnings).await?;
+        Self::written(&call.asked, &accepted, written)
+    }
+
+    async fn update(
+        &self,
+        call: &mut Call,
+        namespace: &str,
+        name: &str,
+        endpoint: Endpoint,
+    ) -> Result<Response<Body>, Refusal> {
+        let accepted = call.asked.accepted(Offer::Routers)?;
+        let ty = negotiate::body_type(call.content_type())?;
+        let body = call.read_body().await?;
+        let options = options::of_write(&call.asked.query, call.asked.agent(), Verb::Update)?;
+        let (object, warnings) = object::read(&body, ty, options.validation)?;
+        let written = write::update(self.place(namespace), name, endpoint, object, &options, warnings).await?;
+        Self::written(&call.asked, &accepted, written)
+    }
+
+    async fn patch(
+        &self,
+        call: &mut Call,
+        namespace: &str,
+        name: &str,
+        endpoint: Endpoint,
+    ) -> Result<Response<Body>, Refusal> {
+        let ty = negotiate::patch_type(call.content_type())?;
+        let accepted = call.asked.accepted(Offer::Routers)?;
+        let body = call.read_body().await?;
+        let verb = if ty == PatchType::Apply { Verb::Apply } else { Verb::Patch };
+        let options = options::of_write(&call.asked.query, call.asked.agent(), verb)?;
+        let written = write::patch(self.place(namespace), name, endpoint, ty, &body, &options).await?;
+        Self::written(&call.asked, &accepted, written)
+    }
+
+    async fn delete(&self, call: &mut Call, namespace: &str, name: &str) -> Result<Response<Body>, Refusal> {
+        let accepted = call.asked.accepted(Offer::Routers)?;
+        let body = call.read_body().await?;
+        let options = options::of_delete(&call.asked.query, &body, || negotiate::body_type(call.content_type()))?;
+        match write::delete(&self.store, namespace, name, &options).await? {
+            Deleted::Waiting(object) => Self::show(&call.asked, &accepted, 200, object),
+            Deleted::Gone(object) => {
+                let uid = meta::get(&object, "uid").cloned().unwrap_or_default();
+                Ok(call.asked.answer(200, &status::deleted(name, &uid), accepted.encoding))
+            }
+        }
+    }
+
+    async fn delete_all(&self, call: &mut Call, namespace: &str) -> Result<Response<Body>, Refusal> {
+        let accepted = call.asked.accepted(Offer::Routers)?;
+        if accepted.form == Form::Metadata {
+            return Err(form::refuse_list());
+        }
+        let body = call.read_body().await?;
+        let options = options::of_delete(&call.asked.query, &body, || negotiate::body_type(call.content_type()))?;
+        let listed = ListOptions::new(&call.asked.query, false)?;
+        let (items, metadata): (Vec<Value>, ListMeta) = list::list(&self.store, Some(namespace), &listed)?;
+        for item in &items {
+            match write::delete(&self.store, namespace, meta::text(item, "name"), &options).await {
+                Ok(_) => {}
+                // Somebody else was faster.
+                Err(refusal) if refusal.code == 404 => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        let include = Self::include(&call.asked, &accepted)?;
+        Ok(call.asked.answer(200, &form::list(items, &metadata, &accepted, include)?, accepted.encoding))
+    }
+
+    /// Namespaces and events, as much of the core group as clients of this API ask for.
+    fn core(&self, asked: &Asked, path: &str, verb: &str) -> Result<Response<Body>, Refusal> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').skip(2).collect();
+        let accepted = asked.accepted(Offer::Routers).map_or(Encoding::Json, |accepted| accepted.encoding);
+        let answer = |value: Value| Ok(asked.answer(200, &value, accepted));
+        if !matches!(verb, "get" | "head") {
+            return Err(Refusal::method_not_allowed());
+        }
+        let state = self.store.state();
+        match parts.as_slice() {
+            [] => answer(discovery::core_resources()),
+            ["namespaces"] => {
+                let names = match &self.namespaces {
+                    Namespaces::Only(names) => names.clone(),
+                    Namespaces::Implicit => {
+                        let mut names = state.namespaces();
+                        names.push(crate::spec::DEFAULT_NAMESPACE.to_owned());
+                        names.sort();
+                        names.dedup();
+                        names
+                    }
+                };
+                let items = names.iter().map(|name| discovery::namespace(name)).collect();
+                answer(discovery::core_list("NamespaceList", items, state.newest()))
+            }
+            ["namespaces", name] => {
+                self.namespaces.check(name)?;
+                answer(discovery::namespace(name))
+            }
+            ["events"] | ["namespaces", _, "events"] => {
+                answer(discovery::core_list("EventList", Vec::new(), state.newest()))
+            }
+            _ => Err(Refusal::no_resource()),
+        }
+    }
+
+    /// Whatever is no object.
+    fn document(&self, asked: &Asked, path: &str, verb: &str) -> Result<Response<Body>, Refusal> {
+        let answer = |value: &Value| Ok(asked.answer(200, value, asked.accepted(Offer::Document)?.encoding));
+        let group = format!("/apis/{}", super::GROUP);
+        let version = format!("/apis/{}", crate::spec::API_VERSION);
+        let path = match path.strip_suffix('/') {
+            Some(trimmed) if trimmed == group || trimmed == version => trimmed,
+            _ => path,
+        };
+        if path == group {
+            return answer(&discovery::group());
+        }
+        if path == version {
+            return answer(&discovery::resources());
+        }
+        let get_only = || if verb == "get" { Ok(()) } else { Err(Refusal::method_not_allowed()) };
+        match path {
+            "/api" | "/apis" => {
+                get_only()?;
+                self.root(asked, path)
+            }
+            "/version" => {
+                get_only()?;
+                Ok(asked.answer(200, &discovery::version(), Encoding::Pretty))
+            }
+            "/apis/" | "/api/" | "/version/" => Err(Refusal::no_resource()),
+            "/openapi/v2" => Ok(self.swagger(asked)),
+            "/openapi/v3" => Ok(Self::openapi_index(asked)),
+            "/metrics" => Ok(asked.text(200, &self.metrics.text(&self.store.state()))),
+            "/" => Ok(asked.answer(200, &discovery::paths(), Encoding::Pretty)),
+            _ => Ok(Self::other(asked, path)),
+        }
+    }
+
+    fn other(asked: &Asked, path: &str) -> Response<Body> {
+        if let Some(group) = path.strip_prefix("/openapi/v3/") {
+            return Self::openapi(asked, group);
+        }
+        for probe in ["healthz", "livez", "readyz"] {
+            match path.strip_prefix('/').and_then(|rest| rest.strip_prefix(probe)) {
+                Some("") => {
+                    let verbose = asked.query.text("verbose").is_some();
+                    return asked.text(200, &discovery::health(probe, verbose, &asked.query.all("exclude")));
+                }
+                Some("/ping" | "/store") => {
+                    return asked.bytes(200, b"ok".to_vec(), "text/plain; charset=utf-8");
+                }
+                _ => {}
+            }
+        }
+        if path.starts_with("/apis/") {
+            return asked.page_not_found();
+        }
+        asked.answer(404, &discovery::paths(), Encoding::Pretty)
+    }
+
+    /// `/api` and `/apis`, plain or all in one.
+    fn root(&self, asked: &Asked, path: &str) -> Result<Response<Body>, Refusal> {
+        let core = path == "/api";
+        let Some(encoding) = aggregated(asked.accept().as_deref()) else {
+            let plain = if core { discovery::core_versions(&self.address) } else { discovery::groups() };
+            let accepted = asked.accepted(Offer::Document).map_err(|refusal| match core {
+                true => Refusal::no_representation(),
+                false => refusal,
+            })?;
+            return Ok(asked.answer(200, &plain, accepted.encoding));
+        };
+        let document = if core { discovery::aggregated_core() } else { discovery::aggregated_groups() };
+        let tag = format!("\"{}{}\"", if core { "core-" } else { "" }, openapi::hash());
+        let unchanged = asked.header(&IF_NONE_MATCH) == Some(tag.as_str());
+        let encoding = match (encoding, asked.accepted(Offer::Document).map(|accepted| accepted.encoding)) {
+            (Encoding::Json, _) if asked.query.text("pretty").is_some() => Encoding::Pretty,
+            (encoding, _) => encoding,
+        };
+        let mut response = if unchanged {
+            let mut response = asked.bytes(304, Vec::new(), "");
+            response.headers_mut().remove(CONTENT_TYPE);
+            response
+        } else {
+            let media_type = match encoding {
+                Encoding::Yaml => "application/yaml;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                _ => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            };
+            let mut response = asked.answer(200, &document, encoding);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+            response
+        };
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public"));
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            headers.insert(ETAG, tag);
+        }
+        Ok(response)
+    }
+
+    fn openapi_index(asked: &Asked) -> Response<Body> {
+        let mut response = asked.bytes(200, super::json::compact(&openapi::index()).into_bytes(), "application/json");
+        Self::tag(&mut response, "index-");
+        response
+    }
+
+    fn openapi(asked: &Asked, group: &str) -> Response<Body> {
+        if group != format!("apis/{}", crate::spec::API_VERSION) {
+            let mut response = asked.bytes(200, Vec::new(), "application/json");
+            if !group.starts_with("apis/") {
+                *response.status_mut() = StatusCode::NOT_FOUND;
+            }
+            return response;
+        }
+        let wrong = asked.query.text("hash").is_some_and(|hash| hash != openapi::hash());
+        let mut response = if wrong {
+            let mut response = asked.bytes(301, Vec::new(), "application/json");
+            let place = format!("/openapi/v3/{group}?hash={}", openapi::hash());
+            if let Ok(place) = HeaderValue::from_str(&place) {
+                response.headers_mut().insert(LOCATION, place);
+            }
+            response
+        } else if takes_json(asked) {
+            asked.answer(200, openapi::document(), Encoding::Json)
+        } else {
+            let mut response = asked.bytes(406, Vec::new(), "application/json");
+            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+            return response;
+        };
+        Self::tag(&mut response, "");
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        response
+    }
+
+    fn swagger(&self, asked: &Asked) -> Response<Body> {
+        let json = takes_json(asked);
+        let mut response = if json {
+            asked.answer(200, &openapi::swagger(), Encoding::Json)
+        } else {
+            asked.bytes(406, Vec::new(), "application/json")
+        };
+        if json {
+            Self::tag(&mut response, "v2-");
+        }
+        let headers = response.headers_mut();
+        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+        headers.append(VARY, HeaderValue::from_static("Accept"));
+        response
+    }
+
+    fn tag(response: &mut Response<Body>, prefix: &str) {
+        if let Ok(tag) = HeaderValue::from_str(&format!("\"{prefix}{}\"", openapi::hash())) {
+            response.headers_mut().insert(ETAG, tag);
+        }
+    }
+}
+
+/// Whether a client that asks for a document takes JSON; there is no other form.
+fn takes_json(asked: &Asked) -> bool {
+    asked.accept().is_none_or(|accept| {
+        accept.is_empty()
+            || accept.split(',').any(|clause| {
+                matches!(
+                    clause.split(';').next().unwrap_or_default().trim(),
+                    "application/json" | "application/*" | "*/*"
+                )
+            })
+    })
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

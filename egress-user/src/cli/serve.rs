@@ -1,0 +1,138 @@
+//! `serve` and `crd`: the API on this machine, and what teaches it to a cluster.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use super::output::{self, Format};
+use crate::api::{self, Identity, Listening, Options, Tokens};
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address and port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6443")]
+    pub listen: SocketAddr,
+
+    /// Let the API be reached from other machines: an address that is not loopback is refused without this.
+    #[arg(long)]
+    pub reachable: bool,
+
+    /// Directory for the objects, and for the certificate and the token that are made.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+
+    /// File of tokens, as kube-apiserver's: `token,user,uid,"group,group"` a line [default: one token, for everything, is
+    /// made and kept in DIR/token]
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    pub token_file: Option<PathBuf>,
+
+    /// Answer who has no token, as `system:anonymous`, which may ask for health and version only.
+    #[arg(long, help_heading = "Access")]
+    pub anonymous: bool,
+
+    /// Certificate, PEM [default: one is made and kept in DIR]
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Access")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Access")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Write a kubeconfig for this server to a file, instead of to standard output.
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// A namespace that exists; may be repeated [default: every namespace exists]
+    #[arg(long = "namespace", value_name = "NAME")]
+    pub namespaces: Vec<String>,
+
+    /// How long changes are remembered, for watches and pages that go on where they were.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub history: u64,
+}
+
+/// Arguments of `crd`.
+#[derive(Debug, Args)]
+pub struct Crd {
+    /// Form of the definition.
+    #[arg(short, long, value_enum, default_value_t = Format::Yaml, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Prints the definition.
+pub(super) fn crd(args: &Crd) -> anyhow::Result<ExitCode> {
+    output::value(&api::definition(), args.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until a signal.
+pub(super) fn run(args: &Serve) -> anyhow::Result<()> {
+    if !args.listen.ip().is_loopback() && !args.reachable {
+        bail!("{} can be reached from other machines: give --reachable if that is meant", args.listen);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("set up the runtime")?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: &Serve) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("set up signal handlers")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("set up signal handlers")?;
+    std::fs::create_dir_all(&args.data).with_context(|| format!("make {}", args.data.display()))?;
+    let tokens = tokens(args)?;
+    let administrator = tokens.any_administrator().map(str::to_owned);
+    let options = Options {
+        data: args.data.clone(),
+        history: Duration::from_secs(args.history),
+        tokens,
+        anonymous: args.anonymous,
+        namespaces: args.namespaces.clone(),
+    };
+    let server = Listening::new(args.listen, options).await?;
+    let address = server.address();
+    let identity = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => Identity::read(certificate, key)?,
+        _ => Identity::of_directory(&args.data, address)?,
+    };
+    let config = identity.server_config()?;
+    let kubeconfig = identity.kubeconfig(address, administrator.as_deref().unwrap_or("TOKEN"));
+    match &args.kubeconfig {
+        Some(file) => api::write_private(file, kubeconfig.as_bytes())?,
+        None => output::text(&kubeconfig)?,
+    }
+    info!(%address, data = %args.data.display(), "serving");
+    output::text(if args.kubeconfig.is_some() { "ready\n" } else { "# ready\n" })?;
+    // Not under systemd is fine.
+    let _no_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        () = server.run(config) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("ended");
+    Ok(())
+}
+
+/// The tokens of the file, or the one that was made, or a new one.
+fn tokens(args: &Serve) -> anyhow::Result<Tokens> {
+    if let Some(file) = &args.token_file {
+        return Ok(Tokens::read(file)?);
+    }
+    let file = args.data.join("token");
+    let token = match std::fs::read_to_string(&file) {
+        Ok(token) => token.trim().to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let token = api::new_token();
+            api::write_private(&file, token.as_bytes())?;
+            token
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    Ok(Tokens::administrator(&token))
+}
