@@ -35,4 +35,5 @@ mod specs;
 mod start;
 mod surroundings;
 mod system;
+mod timeouts;
 mod wire;
