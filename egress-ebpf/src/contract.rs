@@ -9,7 +9,7 @@ use crate::addr::{Addr, Port};
 use crate::timeout::CLASSES;
 
 /// Version of everything in this module; part of the path under which the maps are pinned.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Names of the maps, as in the object and under the pin directory.
 pub mod map {
@@ -84,12 +84,14 @@ pub struct Config {
     pub timeouts_s: [u32; CLASSES],
     /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
     pub shortest_timeout_s: u32,
+    /// When the way on may last have changed, monotonic clock: a flow that was last seen before looks its next hops up again.
+    pub changed_ns: u64,
     /// A frame of at most this length, link header included, fits both interfaces: no need to ask.
     pub always_fits: u32,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
     /// Addresses that flows come from, as indices in `SOURCES`, external side. An address keeps its index from one
     /// generation to the next, whatever is added or removed beside it: flows name it by that index.
     pub snat_slots: [u8; SOURCES_PER_SIDE as usize],
@@ -111,6 +113,8 @@ pub mod config_flag {
     pub const CSUM_IPV6: u32 = 1;
     /// Established flows are sent past the stack where nothing speaks against it.
     pub const REDIRECT: u32 = 2;
+    /// The cluster interface is a veth whose peer is in another namespace: replies are handed to the peer at once.
+    pub const PEER: u32 = 4;
 }
 
 /// Key of `ADDRESSES`.
@@ -259,9 +263,26 @@ pub struct Flow {
     pub return_kind: u8,
     /// Zero.
     pub pad: u8,
-    /// Where packets of this direction go next: a neighbour's address, or a link address in the first six bytes.
-    pub hop: Addr,
+    /// How packets of this direction are addressed on the link that they leave by.
+    pub hop: LinkHop,
+    /// Zero.
+    pub pad2: [u8; 4],
 }
+
+/// The first bytes of an Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct LinkHop {
+    /// The next hop's link address.
+    pub to: [u8; 6],
+    /// The link address of the interface.
+    pub from: [u8; 6],
+}
+
+/// How long a flow's next hop is used before it is looked up again, if nothing is known to have changed: about seventeen
+/// seconds, as a power of two nanoseconds. The packet that looks it up goes to the neighbour through the kernel, which so keeps
+/// asking whether it is there.
+pub const HOP_TURN_SHIFT: u32 = 34;
 
 /// How a flow entry's packets reach their next hop on the fast path.
 #[repr(u8)]
@@ -269,9 +290,9 @@ pub struct Flow {
 pub enum HopKind {
     /// Unknown: the kernel routes them.
     Kernel = 0,
-    /// [`Flow::hop`] is a neighbour's address, which the kernel resolves.
+    /// [`Flow::hop`] is that of a neighbour which the kernel knows.
     Neighbour = 1,
-    /// [`Flow::hop`] is a link address: that of the last request, where no route leads back.
+    /// [`Flow::hop`] is that of the last request, turned round: no route leads back.
     Link = 2,
 }
 
@@ -294,8 +315,18 @@ impl Flow {
             hop_kind: HopKind::Kernel as u8,
             return_kind: self.hop_kind,
             pad: 0,
-            hop: Addr::UNSPECIFIED,
+            hop: LinkHop { to: [0; 6], from: [0; 6] },
+            pad2: [0; 4],
         }
+    }
+
+    /// Whether a packet that comes now looks the next hops up again. They are settled for the turn that the flow was last
+    /// seen in; turns are counted from the flow's beginning, so that not all flows' end at once.
+    #[inline(always)]
+    pub const fn is_hop_due(&self, now_ns: u64, changed_ns: u64) -> bool {
+        let now = now_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
+        let then = self.last_seen_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
+        self.last_seen_ns < changed_ns || now != then
     }
 }
 
@@ -402,7 +433,7 @@ pub const fn source_index(side: Side, index: u8) -> u32 {
     side as u32 * SOURCES_PER_SIDE + index as u32
 }
 
-const _: () = assert!(size_of::<Config>() == 364);
+const _: () = assert!(size_of::<Config>() == 376);
 const _: () = assert!(size_of::<AddressKey>() == 20);
 const _: () = assert!(size_of::<RuleKey>() == 8);
 const _: () = assert!(size_of::<RuleValue>() == 24);

@@ -27,24 +27,28 @@ use kernel::{egress, reply, request, run};
 
 /// Requests arrive.
 #[classifier]
+#[inline(always)]
 pub fn cluster_ingress(ctx: TcContext) -> i32 {
     run(ctx, Hook::ClusterIngress, request::ingress)
 }
 
 /// Slow-path replies and the pod's own packets leave.
 #[classifier]
+#[inline(always)]
 pub fn cluster_egress(ctx: TcContext) -> i32 {
     run(ctx, Hook::ClusterEgress, egress::cluster)
 }
 
 /// Replies arrive.
 #[classifier]
+#[inline(always)]
 pub fn external_ingress(ctx: TcContext) -> i32 {
     run(ctx, Hook::ExternalIngress, reply::ingress)
 }
 
 /// Slow-path requests and the pod's own packets leave.
 #[classifier]
+#[inline(always)]
 pub fn external_egress(ctx: TcContext) -> i32 {
     run(ctx, Hook::ExternalEgress, egress::external)
 }

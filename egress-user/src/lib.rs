@@ -8,6 +8,7 @@
 //! | [`agent`] | reconcile a spec file with the system, watch it, report | everything below |
 //! | [`datapath`] | load, attach, pin and adopt the BPF programs; rules, flows, counters | aya; `compile`'s types |
 //! | [`link`] | the external interface: macvlan, addresses, routes, sysctls, probe, announce | netlink; `compile`'s types; no BPF |
+//! | [`status`] | conditions: what is said of a router, and since when | pure: no Linux |
 //! | [`compile`] | spec to desired state: link plan and rule table | pure: no Linux |
 //! | [`spec`] | `EgressRouter` types, defaulting, validation with source positions | pure: no Linux |
 
@@ -18,3 +19,4 @@ pub mod compile;
 pub mod datapath;
 pub mod link;
 pub mod spec;
+pub mod status;

@@ -290,7 +290,8 @@ fn an_edit_that_fails_leaves_the_last_good_one_in_force() {
     assert_works(&lab, SNAT);
     let problem = || {
         let status: Value = serde_json::from_str(&fs::read_to_string(&status).unwrap()).unwrap();
-        status["problem"].as_str().map(str::to_owned)
+        let degraded = status["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "Degraded").unwrap();
+        (degraded["status"] == "True").then(|| degraded["message"].as_str().unwrap().to_owned())
     };
     assert_eq!(problem(), None);
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 
+mod adopt;
 mod agent;
 mod bad_input;
 mod checksums;
@@ -9,14 +10,18 @@ mod commands;
 mod connections;
 mod detached;
 mod edits;
+mod existing;
+mod eyes;
 mod fallback;
 mod flows;
 mod fragments;
+mod healing;
 mod hooks;
 mod icmp;
 mod lab;
 mod lifecycle;
 mod live;
+mod metrics;
 mod modes;
 mod mtu;
 mod outside;

@@ -209,8 +209,6 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
                 let request = Frame::request(client(0, family, PORT), at(ROUTER, family, port), body);
                 let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, target));
                 let hop_less = |frame: &Frame| frame.with(|frame| frame.ttl -= 1);
-                // The kernel resolves the way for the first.
-                rig.request(&request);
                 let run = rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
                 let run = run.becomes(&hop_less(&sent));
                 let run = rig.run_marked(Hook::ExternalEgress, run.frame(), run.mark()).is(Verdict::Redirected);
@@ -246,7 +244,6 @@ fn a_neighbour_that_is_not_known_to_be_there_is_left_to_the_kernel() {
             // The gateway is known, this client is not.
             let request = Frame::request(client(1, family, PORT), at(ROUTER, family, UDP_MOVED), Body::Udp);
             let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, UDP_TARGET));
-            rig.request(&request);
             rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
             rig.run(Hook::ExternalIngress, &sent.answer().bytes()).is(Verdict::Reply);
         });

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use egress_ebpf::contract::Direction;
+use egress_ebpf::contract::{Direction, HOP_TURN_SHIFT};
 use egress_ebpf::timeout::Class;
 use egress_ebpf::verdict::DropReason::{TableFull, Unsolicited};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
+use egress_user::datapath::Tally;
 
 use crate::frame::flag::{ACK, FIN, PSH, RST, SYN};
 use crate::frame::{Body, Frame};
@@ -234,8 +235,8 @@ fn a_lost_twin_comes_back_with_the_same_port() {
         for lost in [Direction::Reply, Direction::Request] {
             let (key, before) = entry_of(rig, lost).unwrap();
             rig.remove_entry(&key);
-            // A second later the twin's next packet notices.
-            rig.pass_time(Duration::from_secs(1));
+            // The twin's next packet of another turn notices.
+            rig.pass_time(Duration::from_nanos(1 << HOP_TURN_SHIFT));
             match lost {
                 Direction::Reply => assert_eq!(rig.source_port(&second), port),
                 Direction::Request => {
@@ -296,7 +297,7 @@ fn a_full_table_refuses_new_flows_and_keeps_every_old_one() {
         twin.last_seen_ns = 0;
         rig.set_entry(&key, &flow);
         rig.set_entry(&twin_key, &twin);
-        let swept = rig.datapath().sweep().unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
         assert_eq!((swept.live, swept.removed), (usize::from(ROOM) - 1, 1));
         rig.request(&udp(family, 30_000));
     });
@@ -308,7 +309,7 @@ fn a_sweep_removes_what_has_expired_and_nothing_else() {
         Connection::open(rig, family);
         rig.request(&udp(family, PORT));
         rig.pass_time(Duration::from_secs(31));
-        let swept = rig.datapath().sweep().unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
         assert_eq!((swept.live, swept.removed), (1, 1));
         assert_eq!(rig.flow().state, Class::TcpEstablished.name());
         rig.assert_paired();

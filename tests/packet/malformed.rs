@@ -6,6 +6,7 @@ use egress_ebpf::verdict::DropReason::{ExtensionHeader, Malformed};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
+use egress_user::datapath::Tally;
 
 use crate::frame::{Body, ETHERNET, Frame, flag, options_header, protocol, routing_header};
 use crate::rig::{self, Outcome, Rig, Setup, TCP_MOVED, UDP_MOVED, at, client};
@@ -88,7 +89,7 @@ fn a_packet_that_ends_before_it_says_is_malformed() {
             }
             assert!(rig.entries().is_empty());
             rig.run(Hook::ClusterIngress, &bytes).is(Verdict::Request);
-            rig.datapath().sweep().unwrap();
+            rig.datapath().sweep(&mut Tally::default()).unwrap();
             let (key, _) = rig.entry(Direction::Request).unwrap();
             rig.remove_entry(&key);
             let (key, _) = rig.entry(Direction::Reply).unwrap();

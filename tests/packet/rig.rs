@@ -237,7 +237,7 @@ fn own_pins() -> PinDir {
 }
 
 /// By hook and outcome: packets and bytes.
-type Counters = BTreeMap<(&'static str, &'static str), (u64, u64)>;
+pub(crate) type Counters = BTreeMap<(&'static str, &'static str), (u64, u64)>;
 
 /// What became of a frame.
 #[derive(Debug)]
@@ -266,7 +266,7 @@ impl Rig {
         let mut external = interface("net1", self.ifindexes[1], SNAT, EXTERNAL_LINK_LOCAL);
         external.addresses.retain(|address| snat.contains(address) || address.to_string() == EXTERNAL_LINK_LOCAL);
         external.addresses.extend(snat.iter().filter(|address| !SNAT.both().contains(address)));
-        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, mtu: 1500 }
+        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, cluster_peer: false, mtu: 1500 }
     }
 
     /// Puts rules, settings and addresses in force.

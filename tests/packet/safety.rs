@@ -1,23 +1,30 @@
 //! What must hold for any bytes at all: a declared verdict, and nothing out to the outside but from the router's own
 //! addresses.
 
+use std::collections::HashSet;
+use std::io::{Write as _, stderr};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use egress_ebpf::addr::Port;
 use egress_ebpf::contract::{Direction, Mark};
-use egress_ebpf::verdict::Hook;
+use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{self, Host, ROUTER, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::random::Random;
+use egress_user::datapath::Tally;
 
 use crate::frame::{
     Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header,
 };
 use crate::rig::{
-    self, EXTERNAL_LINK_LOCAL, Rig, Setup, TCP_KEPT, TCP_MOVED, UDP_KEPT, UDP_MOVED, goes_on, is_redirected,
+    self, Counters, EXTERNAL_LINK_LOCAL, Rig, Setup, TCP_KEPT, TCP_MOVED, UDP_KEPT, UDP_MOVED, goes_on, is_redirected,
 };
 
-/// Frames of the random run.
-const FRAMES: u32 = 20_000;
+/// Frames of the random run, if EGRESS_FRAMES does not say how many.
+const FRAMES: u64 = 1_000_000;
 
 /// Checks that a frame which left the external interface has a source that may: an own address, or, for neighbour and
 /// listener discovery, none or a link-local one. Reads the bytes by itself.
@@ -45,38 +52,6 @@ fn is_link_control(frame: &[u8]) -> bool {
         at += 8 + 8 * eights;
     }
     next == protocol::ICMPV6 && matches!(frame[at], 130..=137 | 143)
-}
-
-/// xorshift64*, enough to wander with.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 33) as usize % limit
-    }
-
-    fn byte(&mut self) -> u8 {
-        (self.next() >> 40) as u8
-    }
-
-    fn chance(&mut self, of: usize) -> bool {
-        self.below(of) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.byte()).collect()
-    }
 }
 
 /// A packet that means something to the router, or nearly.
@@ -187,10 +162,10 @@ fn mark(random: &mut Random) -> u32 {
         2 => {
             let direction = random.pick(&[Direction::Request, Direction::Reply]);
             let index = if random.chance(4) { random.byte() } else { random.below(4) as u8 };
-            Mark::new(direction, index, Port::new(random.next() as u16)).0
+            Mark::new(direction, index, Port::new(random.word())).0
         }
         _ => {
-            let mark = random.next() as u32;
+            let mark = random.long();
             if Mark(mark) == Mark::DONE { 0 } else { mark }
         }
     }
@@ -220,40 +195,69 @@ pub(crate) fn follow(rig: &mut Rig, hook: Hook, bytes: &[u8], mark: u32) -> u64 
 
 #[test]
 fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
-    let seed = std::env::var("EGRESS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(seed_of_now);
-    for (family, redirect) in [(Family::V4, false), (Family::V6, false), (Family::V4, true), (Family::V6, true)] {
-        let setup = Setup::fallback(SERVER_2.ip(family)).settings(|settings| settings.redirect = redirect);
-        rig::with(&setup, |rig| {
-            let mut random = Random(seed ^ u64::from(redirect) << 32);
-            let before = rig.counted_packets();
-            let mut runs = 0;
-            for number in 0..FRAMES / 4 {
-                let bytes = frame(&mut random);
-                let mark = mark(&mut random);
-                let case = std::panic::AssertUnwindSafe(|| {
-                    Hook::ALL.iter().map(|hook| follow(rig, *hook, &bytes, mark)).sum::<u64>()
-                });
-                match std::panic::catch_unwind(case) {
-                    Ok(more) => runs += more,
-                    Err(panic) => {
-                        eprintln!("EGRESS_SEED={seed} frame {number} mark {mark:#x}: {bytes:02x?}");
-                        std::panic::resume_unwind(panic);
-                    }
-                }
-                // Time passes, so that flows expire, and one that does not is met by later packets.
-                if number % 1000 == 999 {
-                    rig.pass_time(std::time::Duration::from_secs(20));
-                }
-            }
-            // A verdict is what is counted, and every run was counted once.
-            assert_eq!(rig.counted_packets() - before, runs, "EGRESS_SEED={seed}");
-            rig.datapath().sweep().unwrap();
-        });
-    }
-    eprintln!("EGRESS_SEED={seed}");
+    let seed = Random::seed();
+    let frames = std::env::var("EGRESS_FRAMES").ok().map_or(FRAMES, |frames| frames.parse().unwrap());
+    let started = Instant::now();
+    let worlds = [(Family::V4, false), (Family::V6, false), (Family::V4, true), (Family::V6, true)];
+    let wandered: Vec<(u64, HashSet<&str>)> = thread::scope(|scope| {
+        let wander = |(number, (family, redirect))| {
+            let setup = Setup::fallback(SERVER_2.ip(family)).settings(|settings| settings.redirect = redirect);
+            let mut wandered = (0, HashSet::new());
+            rig::with(&setup, |rig| wandered = wander(rig, seed, number, frames / 4));
+            wandered
+        };
+        let threads: Vec<_> = (0..4).zip(worlds).map(|world| scope.spawn(move || wander(world))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let runs: u64 = wandered.iter().map(|(runs, _)| runs).sum();
+    let met: HashSet<_> = wandered.iter().flat_map(|(_, met)| met).collect();
+    let took = started.elapsed().as_secs_f64();
+    let rate = frames as f64 / took;
+    // Past the harness, which would show it only when something fails.
+    writeln!(stderr(), "EGRESS_SEED={seed}: {frames} frames, {runs} runs, {took:.0} s, {rate:.0} frames/s").unwrap();
+    // What needs more than a frame: a full table, a failing kernel, an address or settings taken away.
+    let beyond = [DropReason::TableFull, DropReason::KernelCall, DropReason::NoSourceAddress, DropReason::Unconfigured];
+    let within = DropReason::ALL.iter().filter(|reason| !beyond.contains(reason)).map(|reason| reason.name());
+    let unmet: Vec<_> =
+        Verdict::ALL.iter().map(|verdict| verdict.name()).chain(within).filter(|name| !met.contains(name)).collect();
+    assert!(frames < FRAMES || unmet.is_empty(), "outcomes that no frame had: {unmet:?}; EGRESS_SEED={seed}");
 }
 
-fn seed_of_now() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    (now.as_nanos() as u64) | 1
+/// Gives so many frames to one program each, and what that lets through to those further on. Returns how many runs that made, and
+/// the outcomes that were met.
+fn wander(rig: &mut Rig, seed: u64, number: u64, frames: u64) -> (u64, HashSet<&'static str>) {
+    let mut random = Random::new(seed.wrapping_add(number));
+    let before = rig.counters();
+    let mut runs = 0;
+    for at in 0..frames {
+        let bytes = frame(&mut random);
+        let mark = mark(&mut random);
+        // Mostly where it says that it arrives.
+        let hook = match bytes[..6] == EXTERNAL_MAC {
+            _ if random.chance(4) => random.pick(&[Hook::ClusterEgress, Hook::ExternalEgress]),
+            is_outside if is_outside != random.chance(16) => Hook::ExternalIngress,
+            _ => Hook::ClusterIngress,
+        };
+        let case = AssertUnwindSafe(|| follow(rig, hook, &bytes, mark));
+        match catch_unwind(case) {
+            Ok(more) => runs += more,
+            Err(panic) => {
+                eprintln!("EGRESS_SEED={seed} world {number} frame {at} {hook:?} mark {mark:#x}: {bytes:02x?}");
+                resume_unwind(panic);
+            }
+        }
+        // Time passes, so that flows expire, and one that does not is met by later packets.
+        if at % 4000 == 3999 {
+            rig.pass_time(Duration::from_secs(20));
+        }
+        if at % 8000 == 7999 {
+            rig.datapath().sweep(&mut Tally::default()).unwrap();
+        }
+    }
+    // A verdict is what is counted, and every run was counted once.
+    let counted = |counters: &Counters| counters.values().map(|(packets, _)| packets).sum::<u64>();
+    let now = rig.counters();
+    assert_eq!(counted(&now) - counted(&before), runs, "EGRESS_SEED={seed}");
+    let moved = now.into_iter().filter(|(name, count)| before.get(name) != Some(count));
+    (runs, moved.map(|((_, outcome), _)| outcome).collect())
 }

@@ -135,6 +135,35 @@ fn read_all(socket: &OwnedFd, buffer: &mut [u8], sink: &mut impl FnMut(Frame)) -
     }
 }
 
+/// Every frame that an interface receives, read by whoever owns this, when he likes.
+#[derive(Debug)]
+pub struct Tap {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Tap {
+    /// Starts looking at what `device` receives in `netns`.
+    ///
+    /// # Errors
+    /// When the interface is not there, or we are not root.
+    pub fn open(netns: &Netns, device: &str) -> Result<Self> {
+        Ok(Self { socket: netns.run(|| open(device))?, buffer: vec![0; FRAME_BYTES] })
+    }
+
+    /// What has arrived since the last call.
+    ///
+    /// # Errors
+    /// When a frame was missed.
+    pub fn read(&mut self) -> Result<Vec<Frame>> {
+        let mut frames = Vec::new();
+        read_all(&self.socket, &mut self.buffer, &mut |frame| frames.push(frame)).context("read captured frames")?;
+        let drops = sys::packet_drops(&self.socket)?;
+        ensure!(drops == 0, "the capture missed {drops} frames, so it can prove nothing");
+        Ok(frames)
+    }
+}
+
 /// The latest frames that an interface received, for tests to look at.
 #[derive(Debug)]
 pub struct Capture {

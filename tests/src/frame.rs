@@ -75,6 +75,10 @@ pub struct Frame {
     pub extensions: Vec<(u8, Vec<u8>)>,
     /// Which part of the datagram it is.
     pub part: Option<Part>,
+    /// TCP's sequence number.
+    pub sequence: u32,
+    /// TCP's acknowledgment number.
+    pub acknowledgment: u32,
 }
 
 impl Frame {
@@ -93,6 +97,8 @@ impl Frame {
             options: Vec::new(),
             extensions: Vec::new(),
             part: None,
+            sequence: 0x0102_0304,
+            acknowledgment: 0x0506_0708,
         }
     }
 
@@ -188,9 +194,10 @@ impl Frame {
         let [request, reply] = if self.source.is_ipv4() { [8, 0] } else { [128, 129] };
         let (header, checksum_at) = match self.body {
             Body::Tcp(flags) => {
-                // Sequence and acknowledgment number, offset (one option word), flags, window, checksum, urgent, MSS.
-                let rest = [1, 2, 3, 4, 5, 6, 7, 8, 0x60, flags, 0xfa, 0xf0, 0, 0, 0, 0, 2, 4, 5, 0xb4];
-                ([&source[..], &destination, &rest].concat(), Some(16))
+                let numbers = [self.sequence.to_be_bytes(), self.acknowledgment.to_be_bytes()].concat();
+                // Offset (one option word), flags, window, checksum, urgent, MSS.
+                let rest = [0x60, flags, 0xfa, 0xf0, 0, 0, 0, 0, 2, 4, 5, 0xb4];
+                ([&source[..], &destination, &numbers, &rest].concat(), Some(16))
             }
             Body::Udp | Body::UdpUnchecked => {
                 let length = u16::try_from(8 + self.payload.len()).unwrap_or(u16::MAX).to_be_bytes();

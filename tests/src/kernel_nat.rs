@@ -97,11 +97,8 @@ impl KernelNat {
             let _ = writeln!(text, "  {to} {} dport {} dnat to {};", rule.protocol, rule.port, rule.target());
         }
         for ip in self.fallback.iter().filter(|ip| Family::of(**ip) == family) {
-            // Neighbour discovery comes in by the same interface, and must stay.
-            let spared = if family == Family::V6 { "icmpv6 type != { 133-137 } " } else { "" };
-            let _ = writeln!(text, "  {to} meta l4proto {{ tcp, udp }} dnat to {ip};");
-            let icmp = if family == Family::V6 { "icmpv6" } else { "icmp" };
-            let _ = writeln!(text, "  {to} meta l4proto {icmp} {spared}dnat to {ip};");
+            // Of every protocol; neighbour discovery is no part of any connection, and stays.
+            let _ = writeln!(text, "  {to} dnat to {ip};");
         }
         text.push_str(" }\n chain postrouting {\n  type nat hook postrouting priority srcnat;\n");
         if let Some(host) = self.snat {

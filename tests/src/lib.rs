@@ -18,6 +18,7 @@
 //! | [`wait`] | waiting for something to become true, with a limit |
 //! | [`capture`] | every frame that passes an interface |
 //! | [`inject`] | frames that no socket would send |
+//! | [`random`] | random numbers that come again |
 //! | [`frame`] | packets built from scratch, for sending and comparing |
 //! | [`packet`], [`pcap`] | what a frame holds, and frames as a file |
 //! | [`detector`] | the leak and checksum detector, made of a capture |
@@ -52,6 +53,7 @@ pub mod packet;
 pub mod pcap;
 pub mod probe;
 pub mod processor;
+pub mod random;
 pub mod router;
 pub mod sandbox;
 pub mod source;

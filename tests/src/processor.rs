@@ -35,10 +35,18 @@ impl Core {
     /// # Errors
     /// When the kernel refuses, as it does to those who are not root.
     pub fn hold(self) -> Result<()> {
+        self.stay()?;
+        sys::run_first().context("run before other threads")
+    }
+
+    /// Binds the calling thread to the processor, among all others that run there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn stay(self) -> Result<()> {
         let mut set = CpuSet::new();
         set.set(self.0).with_context(|| format!("processor {}", self.0))?;
-        sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("bind to processor {}", self.0))?;
-        sys::run_first().context("run before other threads")
+        sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("bind to processor {}", self.0))
     }
 
     /// Processor time of the kernel's thread for softirqs that were put off, on this processor.

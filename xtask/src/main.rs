@@ -8,8 +8,10 @@
 mod bench;
 mod build;
 mod check;
+mod debian;
 mod kernels;
 mod progress;
+mod prometheus;
 mod run;
 mod setup;
 mod test;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build, kernels, setup, workspace};
+use crate::{build, kernels, prometheus, setup, workspace};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -24,6 +24,10 @@ enum Layer {
     Unit,
     /// The BPF object under BPF_PROG_TEST_RUN
     Packet,
+    /// Random sequences through the BPF object, against a NAT written as plainly as possible
+    Model,
+    /// The same packets through the kernel's own NAT and through the router
+    Differential,
     /// Real sockets in network namespaces
     Netns,
     /// The API against recorded answers of real API servers, with kubectl and kube-rs, and under load
@@ -34,7 +38,7 @@ enum Layer {
 
 impl Layer {
     /// What is run when none is named: what needs this machine only.
-    const LOCAL: [Self; 4] = [Self::Unit, Self::Packet, Self::Netns, Self::Api];
+    const LOCAL: [Self; 6] = [Self::Unit, Self::Packet, Self::Model, Self::Differential, Self::Netns, Self::Api];
 
     /// What the layer's tests need; what lacks it fails, and never passes by skipping.
     fn needs_system(self) -> bool {
@@ -45,6 +49,8 @@ impl Layer {
         match self {
             Self::Unit => "unit",
             Self::Packet => "packet",
+            Self::Model => "model",
+            Self::Differential => "differential",
             Self::Netns => "netns",
             Self::Api => "api",
             Self::Kernels => "kernels",
@@ -55,6 +61,8 @@ impl Layer {
         let tests: &[&str] = match self {
             Self::Unit => &["--workspace", "--lib", "--bins"],
             Self::Packet => &["--package", "egress-lab", "--test", "packet"],
+            Self::Model => &["--package", "egress-lab", "--test", "model"],
+            Self::Differential => &["--package", "egress-lab", "--test", "differential"],
             Self::Netns => &["--package", "egress-lab", "--test", "netns"],
             Self::Api => &["--package", "egress-lab", "--test", "api"],
             Self::Kernels => return kernels::test(extra),
@@ -79,6 +87,9 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     if layers.iter().any(|layer| layer.needs_system()) {
         workspace::require_root("test")?;
         build::everything()?;
+    }
+    if layers.contains(&Layer::Netns) {
+        prometheus::ensure()?;
     }
     // Every layer is run, whatever the one before said: one run tells all that is wrong.
     let mut failed = Vec::new();

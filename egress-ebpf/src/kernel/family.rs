@@ -1,5 +1,6 @@
 //! IPv4 and IPv6 as one trait: programs choose once, and are written once.
 
+use bytemuck::Pod;
 use egress_ebpf::addr::Addr;
 use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::DropReason;
@@ -36,6 +37,12 @@ pub(crate) trait Family: sealed::Sealed {
     /// ICMP type of an echo reply.
     const ECHO_REPLY: u8;
 
+    /// The fixed part of the IP header.
+    type Header: Pod;
+
+    /// Takes over what the fixed part of the header at `parsed.l3` says.
+    fn read_fixed(header: &Self::Header, parsed: &mut Parsed) -> Result<(), DropReason>;
+
     /// Reads the IP header at `parsed.l3`, and the extension headers behind it.
     fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason>;
 
@@ -64,9 +71,15 @@ impl Family for V4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
 
+    type Header = [u32; 5];
+
     #[inline(always)]
     fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
-        let words: [u32; 5] = packet.read(parsed.l3)?;
+        Self::read_fixed(&packet.read(parsed.l3)?, parsed)
+    }
+
+    #[inline(always)]
+    fn read_fixed(words: &Self::Header, parsed: &mut Parsed) -> Result<(), DropReason> {
         let [version_ihl, _, length_high, length_low] = words[0].to_ne_bytes();
         let ihl = u32::from(version_ihl & 0xf) * 4;
         if version_ihl >> 4 != 4 || ihl < Self::PLAIN {
@@ -121,15 +134,22 @@ impl Family for V6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
 
+    type Header = [u32; 10];
+
     #[inline(always)]
     fn read_header(packet: &Packet, parsed: &mut Parsed) -> Result<(), DropReason> {
-        let words: [u32; 10] = packet.read(parsed.l3)?;
+        Self::read_fixed(&packet.read(parsed.l3)?, parsed)?;
+        walk_extensions(packet, parsed)
+    }
+
+    #[inline(always)]
+    fn read_fixed(words: &Self::Header, parsed: &mut Parsed) -> Result<(), DropReason> {
         let [version, ..] = words[0].to_ne_bytes();
         if version >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
         let [length_high, length_low, next, hop_limit] = words[1].to_ne_bytes();
-        let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = words;
+        let [_, _, s0, s1, s2, s3, d0, d1, d2, d3] = *words;
         parsed.src = Addr::from_v6_words([s0, s1, s2, s3]);
         parsed.dst = Addr::from_v6_words([d0, d1, d2, d3]);
         // The form that IPv4 addresses have in the maps must not come in by an IPv6 header: it would be taken for IPv4's.
@@ -142,7 +162,7 @@ impl Family for V6 {
         parsed.end = parsed.l4 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::Whole;
         parsed.id = 0;
-        walk_extensions(packet, parsed)
+        Ok(())
     }
 
     /// RFC 4443 section 2.1: error messages have the high-order bit clear.

@@ -1,13 +1,17 @@
 //! The flow table: find, keep alive, open.
 //!
 //! A flow is two entries, one for each direction, each under the tuple of the packets as they arrive. A packet looks up its
-//! own entry only, and writes that one only; the twin is looked at once a second, when a connection closes, and when an
-//! entry has been idle for longer than the shortest timeout.
+//! own entry only, and writes that one only; the twin is looked at once a turn ([`HOP_TURN_SHIFT`]), when a connection closes,
+//! and when an entry has been idle for longer than the shortest timeout.
+//!
+//! [`HOP_TURN_SHIFT`]: egress_ebpf::contract::HOP_TURN_SHIFT
 
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index};
+use egress_ebpf::contract::{
+    Direction, Flow, FlowKey, HopKind, LinkHop, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
+};
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
@@ -23,7 +27,7 @@ const EEXIST: i32 = -17;
 
 /// The entry under this key, whatever its age.
 #[inline(always)]
-fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
+pub(crate) fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = FLOWS.get_ptr_mut(key)?;
     // SAFETY: the element stays mapped while the program runs. It may be changed or reused by another CPU meanwhile; its
     // fields are plain integers, of which each is read or written whole, and a live flow's entry is never removed.
@@ -34,8 +38,7 @@ fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
 #[inline(always)]
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = entry(key)?;
-    let idle_ns = scene.now_ns.saturating_sub(flow.last_seen_ns);
-    if idle_ns < u64::from(scene.config.shortest_timeout_s) * SECOND_NS {
+    if is_young(scene, flow) {
         return Some(flow);
     }
     let twin_key = &mut scene.work().twin_key;
@@ -44,6 +47,35 @@ pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     }
     remove(twin_key, key, flow);
     None
+}
+
+/// Whether an entry has been idle for less than any timeout.
+#[inline(always)]
+pub(crate) fn is_young(scene: &Scene, flow: &Flow) -> bool {
+    let idle_ns = scene.now_ns.saturating_sub(flow.last_seen_ns);
+    idle_ns < u64::from(scene.config.shortest_timeout_s) * SECOND_NS
+}
+
+/// Whether the next hops are to be looked up. One that the kernel knew nothing of may be there by now, and one that is known
+/// from the client's packets alone is learned anew from those.
+#[inline(always)]
+pub(crate) fn is_due(scene: &Scene, flow: &Flow) -> bool {
+    let unsure = flow.hop_kind == HopKind::Kernel as u8 || flow.return_kind == HopKind::Link as u8;
+    (unsure && is_stale(scene, flow)) || flow.is_hop_due(scene.now_ns, scene.config.changed_ns)
+}
+
+#[inline(always)]
+fn is_stale(scene: &Scene, flow: &Flow) -> bool {
+    scene.now_ns.saturating_sub(flow.last_seen_ns) >= SECOND_NS
+}
+
+/// Notes that the flow is alive, and what it has seen. An entry is written to once a second, or when there is news.
+#[inline(always)]
+pub(crate) fn note(scene: &Scene, flow: &mut Flow, seen: u8) {
+    if seen != flow.seen || is_stale(scene, flow) {
+        flow.seen = seen;
+        flow.last_seen_ns = scene.now_ns;
+    }
 }
 
 /// The entry opposite to `flow`, which is under `key`.
@@ -75,12 +107,13 @@ pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
     let seen = if has_states(key.protocol) { tcp::observe(flow.seen, flags) } else { flow.seen | seen::ANY };
-    let stale = scene.now_ns.saturating_sub(flow.last_seen_ns) >= SECOND_NS;
-    if stale || seen != flow.seen {
-        flow.seen = seen;
+    let due = (key.is_request() && flow.packets == 1) || is_due(scene, flow);
+    if due {
         flow.last_seen_ns = scene.now_ns;
     }
-    if stale || (key.is_request() && flow.packets == 1) {
+    note(scene, flow, seen);
+    work.neighbour = Addr::UNSPECIFIED;
+    if due {
         refresh_flow(packet.ctx().skb.skb);
     }
 }
@@ -91,7 +124,8 @@ fn has_states(protocol: u8) -> bool {
     protocol == protocol::TCP || protocol == protocol::SCTP
 }
 
-/// Once a second, and for a flow's first packet: puts a lost twin back, and looks the next hops up.
+/// For a flow's first packet, and once a turn: puts a lost twin back, and looks the next hops up. The neighbour that this
+/// packet goes to is then in `WORK`, if there is one.
 // A global BPF function for the verifier, as `open_flow`.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -102,10 +136,10 @@ extern "C" fn refresh_flow(ctx: *mut __sk_buff) -> u32 {
     let work = scene.work();
     let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return FAILED };
     if work.key.is_request() {
-        hop::refresh(ctx, scene.config.external_ifindex, flow);
-        hop::refresh_return(ctx, scene.config.cluster_ifindex, twin);
+        hop::refresh_return(ctx, scene.config, twin, &mut work.neighbour);
+        hop::refresh(ctx, scene.config.external_ifindex, flow, &mut work.neighbour);
     } else {
-        hop::refresh(ctx, scene.config.cluster_ifindex, flow);
+        hop::refresh(ctx, scene.config.cluster_ifindex, flow, &mut work.neighbour);
     }
     flow.return_kind = twin.hop_kind;
     twin.return_kind = flow.hop_kind;
@@ -207,7 +241,8 @@ extern "C" fn open_flow() -> u32 {
         hop_kind: HopKind::Kernel as u8,
         return_kind: HopKind::Kernel as u8,
         pad: 0,
-        hop: Addr::UNSPECIFIED,
+        hop: LinkHop { to: [0; 6], from: [0; 6] },
+        pad2: [0; 4],
     };
     let reserved = reserve(&scene);
     if reserved != OPENED {

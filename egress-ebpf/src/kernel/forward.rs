@@ -1,5 +1,6 @@
 //! Send a translated packet on: past the kernel's stack where nothing speaks against it, else through it.
 
+use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Config, Direction, Flow, HopKind, Mark, config_flag};
 use egress_ebpf::verdict::Verdict;
 
@@ -15,12 +16,10 @@ use super::{Outcome, Scene};
 /// errors, all of which it does better than we could.
 #[inline(always)]
 pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow, direction: Direction) -> Outcome {
-    let ifindex = match direction {
-        Direction::Request => scene.config.external_ifindex,
-        Direction::Reply => scene.config.cluster_ifindex,
-    };
     let parsed = &scene.work().parsed;
-    if !may_redirect::<F>(scene.config, parsed, flow, direction) || !packet.fits(scene.config, ifindex) {
+    if !may_redirect::<F>(scene.config, parsed, flow, direction)
+        || !packet.fits(scene.config, out_of(scene.config, direction))
+    {
         let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
         let mark = Mark(flow.mark);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
@@ -32,12 +31,34 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     }
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
-    packet.set_mark(Mark::DONE);
-    if flow.hop_kind == HopKind::Link as u8 {
-        let [m0, m1, m2, m3, m4, m5, ..] = bytemuck::cast::<_, [u8; 16]>(flow.hop);
-        packet.redirect_to_link(ifindex, [m0, m1, m2, m3, m4, m5], scene.config.cluster_mac)?;
-    } else {
-        packet.redirect_to_neighbour::<F>(ifindex, &flow.hop)?;
+    let neighbour = &scene.work().neighbour;
+    let just_found = *neighbour != Addr::UNSPECIFIED;
+    send_on::<F>(packet, scene, flow, direction, just_found.then_some(neighbour))
+}
+
+/// Sends a packet that has both its ends to the flow's next hop: as the flow remembers it, or to a neighbour through the
+/// kernel, which then takes note that somebody speaks to it.
+#[inline(always)]
+pub(crate) fn send_on<F: Family>(
+    packet: &mut Packet,
+    scene: &Scene,
+    flow: &Flow,
+    direction: Direction,
+    neighbour: Option<&Addr>,
+) -> Outcome {
+    let ifindex = out_of(scene.config, direction);
+    let to_peer = matches!(direction, Direction::Reply) && scene.config.flags & config_flag::PEER != 0;
+    match neighbour {
+        Some(neighbour) => {
+            packet.set_mark(Mark::DONE);
+            packet.redirect_to_neighbour::<F>(ifindex, neighbour)?;
+        }
+        // It passes no egress hook of ours, which would take a mark off.
+        None if to_peer => packet.redirect_to_peer(ifindex, &flow.hop)?,
+        None => {
+            packet.set_mark(Mark::DONE);
+            packet.redirect_to_link(ifindex, &flow.hop)?;
+        }
     }
     Ok(match direction {
         Direction::Request => Verdict::RequestRedirected,
@@ -45,21 +66,24 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     })
 }
 
+/// The interface that packets of this direction leave by.
+#[inline(always)]
+pub(crate) fn out_of(config: &Config, direction: Direction) -> u32 {
+    match direction {
+        Direction::Request => config.external_ifindex,
+        Direction::Reply => config.cluster_ifindex,
+    }
+}
+
 #[inline(always)]
 fn may_redirect<F: Family>(config: &Config, parsed: &Parsed, flow: &Flow, direction: Direction) -> bool {
-    // The kernel resolves the destination's neighbour for a flow's first request, and tells the client if there is none. A
-    // client that no route leads back to has no such luck: the kernel might drop its packet for that alone.
     let client = match direction {
         Direction::Request => flow.return_kind,
         Direction::Reply => flow.hop_kind,
     };
+    // What the kernel does better with fragments and extension headers, it cannot do at all for a client that no route leads
+    // back to: it might drop the packet for that alone.
     let routed = client != HopKind::Link as u8;
-    let first = matches!(direction, Direction::Request) && flow.packets <= 1 && routed;
-    // What the kernel does better with fragments and extension headers, it cannot do at all without a route.
     let simple = if routed { parsed.is_plain::<F>() } else { parsed.is_without_options::<F>() };
-    config.flags & config_flag::REDIRECT != 0
-        && flow.hop_kind != HopKind::Kernel as u8
-        && simple
-        && parsed.ttl > 1
-        && !first
+    config.flags & config_flag::REDIRECT != 0 && flow.hop_kind != HopKind::Kernel as u8 && simple && parsed.ttl > 1
 }

@@ -5,31 +5,33 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_skb_load_bytes};
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Flow, HopKind};
+use egress_ebpf::contract::{Config, Flow, HopKind, LinkHop};
 
 use super::family::{Family, V4, V6};
 use super::size;
 
-/// The next hop out of `ifindex` by the routing table. Where there is none, one that was learned from the wire is kept.
+/// The next hop out of `ifindex` by the routing table, and the neighbour that it is. Where there is none, one that was
+/// learned from the wire is kept.
 #[inline(always)]
-pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
-    match way(ctx, ifindex, &flow.to_src, &flow.to_dst) {
+pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow, neighbour: &mut Addr) {
+    *neighbour = Addr::UNSPECIFIED;
+    match way(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour) {
         Way::None if flow.hop_kind == HopKind::Link as u8 => {}
-        way => take(way, flow),
+        way => take(&way, flow),
     }
 }
 
 /// The next hop back to the client whose request `ctx` is: by the routing table, else to where the request came from.
 #[inline(always)]
-pub(crate) fn refresh_return(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow) {
-    let way = way(ctx, ifindex, &flow.to_src, &flow.to_dst);
+pub(crate) fn refresh_return(ctx: *mut __sk_buff, config: &Config, flow: &mut Flow, neighbour: &mut Addr) {
+    let way = way(ctx, config.cluster_ifindex, &flow.to_src, &flow.to_dst, neighbour);
     if !matches!(way, Way::None) {
-        return take(way, flow);
+        return take(&way, flow);
     }
-    let mut bytes = [0_u8; 16];
-    // SAFETY: the context is valid; the helper writes six bytes into a buffer of sixteen. Offset 6 is the link source.
-    if unsafe { bpf_skb_load_bytes(ctx.cast(), 6, bytes.as_mut_ptr().cast(), 6) } == 0 {
-        flow.hop = bytemuck::cast(bytes);
+    let mut to = [0_u8; 6];
+    // SAFETY: the context is valid; the helper writes six bytes into a buffer of six. Offset 6 is the link source.
+    if unsafe { bpf_skb_load_bytes(ctx.cast(), 6, to.as_mut_ptr().cast(), 6) } == 0 {
+        flow.hop = LinkHop { to, from: config.cluster_mac };
         flow.hop_kind = HopKind::Link as u8;
     }
 }
@@ -41,23 +43,23 @@ enum Way {
     /// By a neighbour that is not known to be there: new, or silent of late. The kernel asks for it, and tells the sender if
     /// nobody answers, which a redirected packet's sender would never learn.
     Unresolved,
-    /// By this neighbour.
-    Neighbour(Addr),
+    /// By a neighbour, so addressed.
+    Neighbour(LinkHop),
 }
 
 #[inline(always)]
-fn take(way: Way, flow: &mut Flow) {
+fn take(way: &Way, flow: &mut Flow) {
     flow.hop_kind = match way {
         Way::None | Way::Unresolved => HopKind::Kernel,
-        Way::Neighbour(neighbour) => {
-            flow.hop = neighbour;
+        Way::Neighbour(hop) => {
+            flow.hop = *hop;
             HopKind::Neighbour
         }
     } as u8;
 }
 
 #[inline(always)]
-fn way(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Way {
+fn way(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr, neighbour: &mut Addr) -> Way {
     // SAFETY: every field is a number or an array of numbers.
     let mut route: Route = unsafe { core::mem::zeroed() };
     route.ifindex = ifindex;
@@ -82,11 +84,12 @@ fn way(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr) -> Way {
     if !resolved || route.family != family {
         return Way::Unresolved;
     }
-    Way::Neighbour(if dst.is_v4() {
+    *neighbour = if dst.is_v4() {
         // SAFETY: the family says which field holds the next hop.
         Addr::from_v4_word(unsafe { route.__bindgen_anon_4.ipv4_dst })
     } else {
         // SAFETY: as above.
         Addr::from_v6_words(unsafe { route.__bindgen_anon_4.ipv6_dst })
-    })
+    };
+    Way::Neighbour(LinkHop { to: route.dmac, from: route.smac })
 }

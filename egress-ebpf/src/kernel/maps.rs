@@ -70,6 +70,8 @@ pub(crate) struct Work {
     pub(crate) flow: Flow,
     /// Of a packet that an ICMP error of the kernel's quotes: the destination that its sender gave it.
     pub(crate) old_destination: Addr,
+    /// The neighbour that the packet goes to by the kernel's knowledge of it, if that was just looked up; else unspecified.
+    pub(crate) neighbour: Addr,
     /// The rule that claims it.
     pub(crate) rule: RuleValue,
     /// Index in `SOURCES` of the router's address that the client speaks to.

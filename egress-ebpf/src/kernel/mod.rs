@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod egress;
+pub(crate) mod established;
 pub(crate) mod family;
 pub(crate) mod flow;
 pub(crate) mod forward;

@@ -8,12 +8,14 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
     bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
-use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{
+    bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
-use egress_ebpf::contract::{Config, Mark, config_flag};
+use egress_ebpf::contract::{Config, LinkHop, Mark, config_flag};
 use egress_ebpf::crc32c;
 use egress_ebpf::verdict::DropReason;
 
@@ -39,6 +41,40 @@ pub(crate) struct Ends {
     pub(crate) src_port: Port,
     pub(crate) dst_port: Port,
 }
+
+/// The first bytes of a frame, where they lie. Not to be used after a call that may move them: the verifier refuses that.
+pub(crate) struct Head {
+    start: usize,
+    len: u32,
+}
+
+impl Head {
+    /// The `T` at `offset` from the start of the frame.
+    #[inline(always)]
+    pub(crate) fn read<T: Pod>(&self, offset: u32) -> Option<T> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: `at` points to a whole `T` inside the frame, at an even address.
+        Some(unsafe { at.read() }.0)
+    }
+
+    #[inline(always)]
+    fn write<T: Pod>(&self, offset: u32, value: &T) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: as above, and the kernel makes the bytes ours alone before a program that writes them runs.
+        unsafe { at.write(Even(*value)) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn at<T>(&self, offset: u32) -> Option<*mut Even<T>> {
+        // Both are constants wherever this is inlined.
+        (offset + size::<T>() <= self.len).then_some((self.start + offset as usize) as *mut Even<T>)
+    }
+}
+
+/// A `T` at an even address, and no rounder one: where Linux puts a frame, and the frame's headers their fields.
+#[repr(C, packed(2))]
+struct Even<T>(T);
 
 /// A frame in one of the hooks.
 pub(crate) struct Packet {
@@ -121,6 +157,13 @@ impl Packet {
         answer == 0
     }
 
+    /// The first `len` bytes, if they lie together.
+    #[inline(always)]
+    pub(crate) fn head(&self, len: u32) -> Option<Head> {
+        let start = self.ctx.data();
+        (start + len as usize <= self.ctx.data_end()).then_some(Head { start, len })
+    }
+
     /// Copies a `T` at `offset` from the start of the frame.
     #[inline(always)]
     pub(crate) fn read<T: Pod>(&self, offset: u32) -> Result<T, DropReason> {
@@ -135,6 +178,42 @@ impl Packet {
         work.csum_ipv6 = config.flags & config_flag::CSUM_IPV6 != 0;
         let ctx = self.ctx.skb.skb;
         answer::decode(if F::IS_V4 { rewrite_v4(ctx, hop as u32) } else { rewrite_v6(ctx, hop as u32) })
+    }
+
+    /// As [`rewrite`](Self::rewrite), with a hop counted, for a packet whose headers lie in `head`: without options, of a
+    /// protocol with ports and an Internet checksum.
+    #[inline(always)]
+    pub(crate) fn rewrite_in_place<F: Family>(
+        &mut self,
+        config: &Config,
+        head: &Head,
+        parsed: &Parsed,
+        ends: &Ends,
+    ) -> Result<(), DropReason> {
+        let addresses = parsed.address_change(ends);
+        let ports = Delta::ZERO.port(parsed.src_port, ends.src_port).port(parsed.dst_port, ends.dst_port);
+        write_head::<F>(head, parsed.ttl, addresses, ends).ok_or(DropReason::Malformed)?;
+        self.replace_checksum::<F>(parsed, addresses, ports, config.flags & config_flag::CSUM_IPV6 != 0)
+    }
+
+    /// Changes the transport checksum by what the addresses and the ports change, if it covers them.
+    #[inline(always)]
+    fn replace_checksum<F: Family>(
+        &mut self,
+        parsed: &Parsed,
+        addresses: Delta,
+        ports: Delta,
+        csum_ipv6: bool,
+    ) -> Result<(), DropReason> {
+        let mangled = if parsed.coverage == Coverage::Optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        if matches!(parsed.coverage, Coverage::Addresses | Coverage::Optional) {
+            let ipv6 = if !F::IS_V4 && csum_ipv6 { BPF_F_IPV6 } else { 0 };
+            self.replace_l4(parsed.checksum, addresses, mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6)?;
+        }
+        if ports != Delta::ZERO && parsed.coverage != Coverage::None {
+            self.replace_l4(parsed.checksum, ports, mangled)?;
+        }
+        Ok(())
     }
 
     /// Gives the packet that an ICMP error quotes the ends in `WORK`, and its checksums, as far as they are quoted, and the
@@ -198,12 +277,27 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
-    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, to: [u8; 6], from: [u8; 6]) -> Result<(), DropReason> {
-        self.write(0, &to)?;
-        self.write(6, &from)?;
+    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+        self.address(hop)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         redirected(action)
+    }
+
+    /// Lets the packet arrive at an interface's peer in another namespace, addressed so: what a redirect to the interface comes
+    /// to, without the queue between the two.
+    #[inline(always)]
+    pub(crate) fn redirect_to_peer(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+        self.address(hop)?;
+        // SAFETY: the helper takes numbers only.
+        let action = unsafe { bpf_redirect_peer(ifindex, 0) };
+        redirected(action)
+    }
+
+    #[inline(always)]
+    fn address(&mut self, hop: &LinkHop) -> Result<(), DropReason> {
+        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
+        head.write(0, hop).ok_or(DropReason::Malformed)
     }
 
     #[inline(always)]
@@ -281,17 +375,9 @@ fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
     let Work { parsed, ends, csum_ipv6, .. } = work().ok_or(DropReason::KernelCall)?;
     let addresses = parsed.address_change(ends);
     let ports = parsed.port_change(ends);
-    let mangled = if parsed.coverage == Coverage::Optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-    if matches!(parsed.coverage, Coverage::Addresses | Coverage::Optional) {
-        let ipv6 = if !F::IS_V4 && *csum_ipv6 { BPF_F_IPV6 } else { 0 };
-        packet.replace_l4(parsed.checksum, addresses, mangled | u64::from(BPF_F_PSEUDO_HDR) | ipv6)?;
-    }
-    if ports != Delta::ZERO {
-        if parsed.coverage != Coverage::None {
-            packet.replace_l4(parsed.checksum, ports, mangled)?;
-        } else if parsed.kind == Kind::Sctp {
-            packet.replace_sctp_checksum(parsed, ends)?;
-        }
+    packet.replace_checksum::<F>(parsed, addresses, ports, *csum_ipv6)?;
+    if ports != Delta::ZERO && parsed.kind == Kind::Sctp {
+        packet.replace_sctp_checksum(parsed, ends)?;
     }
     let count = hop == Hop::Count as u32;
     let ttl = parsed.ttl.wrapping_sub(1);
@@ -338,6 +424,22 @@ impl Parsed {
             _ => Delta::ZERO,
         }
     }
+}
+
+/// Writes one hop less and new ends into the headers of a packet without options, and IPv4's header checksum.
+#[inline(always)]
+fn write_head<F: Family>(head: &Head, ttl: u8, addresses: Delta, ends: &Ends) -> Option<()> {
+    let hops_left = ttl.wrapping_sub(1);
+    if F::IS_V4 {
+        let old: u16 = head.read(L3 + F::CHECKSUM)?;
+        let new = addresses.even_byte(ttl, hops_left).apply(old);
+        head.write(L3 + F::CHECKSUM, &new)?;
+        head.write(L3 + F::SOURCE, &[ends.src.v4_word(), ends.dst.v4_word()])?;
+    } else {
+        head.write(L3 + F::SOURCE, &[ends.src, ends.dst])?;
+    }
+    head.write(L3 + F::TTL, &hops_left)?;
+    head.write(L3 + F::PLAIN, &[ends.src_port, ends.dst_port])
 }
 
 #[inline(always)]

@@ -238,7 +238,7 @@ fn read_icmp<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Result<(), Drop
 
 impl Parsed {
     #[inline(always)]
-    fn cover(&mut self, coverage: Coverage, offset: u32) {
+    pub(crate) fn cover(&mut self, coverage: Coverage, offset: u32) {
         self.coverage = coverage;
         self.checksum = self.l4 + offset;
     }
@@ -246,7 +246,7 @@ impl Parsed {
     /// Whether the headers end inside the packet, by the length that it says it has, and the packet inside its frame. The
     /// frame may go on: with padding of the link, in which nothing is to be read.
     #[inline(always)]
-    fn has_length(&self, frame: u32) -> bool {
+    pub(crate) fn has_length(&self, frame: u32) -> bool {
         // What the kernel has put together from many segments may be longer than the field can say ("BIG TCP").
         let too_long_to_say = frame > u32::from(u16::MAX);
         too_long_to_say || (self.l4 + self.least <= self.end && self.end <= frame)

@@ -9,7 +9,7 @@ use super::forward::forward;
 use super::packet::Packet;
 use super::parsed::{Kind, join_fragments, parse};
 use super::request::ether_type;
-use super::{Outcome, Scene, flow, icmp, local};
+use super::{Outcome, Scene, established, flow, icmp, local};
 
 /// The program.
 #[inline(always)]
@@ -27,6 +27,9 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
+    if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Reply) {
+        return outcome;
+    }
     let parsed = parse::<F>(packet)?;
     if parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);

@@ -9,7 +9,7 @@ use super::forward::forward;
 use super::maps::RULES;
 use super::packet::Packet;
 use super::parsed::{Kind, join_fragments, parse};
-use super::{Outcome, Scene, flow, icmp, local};
+use super::{Outcome, Scene, established, flow, icmp, local};
 
 /// EtherTypes, network order.
 pub(crate) mod ether_type {
@@ -33,6 +33,9 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
+    if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Request) {
+        return outcome;
+    }
     let parsed = parse::<F>(packet)?;
     if parsed.dst.is_multicast() || parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);

@@ -67,6 +67,15 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// The metrics cannot be served.
+    #[error("serve metrics on {address}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// A signal handler or the asynchronous runtime could not be set up.
     #[error("set up {what}")]
     SetUp {

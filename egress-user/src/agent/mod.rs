@@ -14,16 +14,25 @@
 //!
 //! One process at a time works on a router: the namespace is locked.
 
+mod backoff;
 mod error;
+mod existing;
+mod fault;
+mod health;
+mod keep;
+mod metrics;
 mod privilege;
 mod router;
 mod run;
+mod serve;
 mod status;
 mod timeouts;
 mod watch;
 
 pub use error::AgentError;
+pub use existing::ExistingFlows;
 pub use privilege::{Capability, TO_CHANGE, TO_READ, check as check_privilege};
 pub use router::{Applied, REPLY_MARK, Router, Setup};
 pub use run::{OnExit, Options, run};
+pub use status::Status;
 pub use timeouts::conntrack_timeouts;

@@ -8,9 +8,14 @@ use egress_ebpf::contract::{Direction, Mark};
 
 use super::AgentError;
 use super::error::Chain;
+use super::health;
+use super::status::Status;
 use crate::compile::Desired;
-use crate::datapath::{Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables};
-use crate::link::{self, Change, NetnsLock, Observed, Place};
+use crate::datapath::{
+    Connection, Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables, Tally,
+};
+use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
+use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
 
 /// Where a router is, and how it is to work.
 #[derive(Clone, Debug)]
@@ -31,12 +36,18 @@ pub const REPLY_MARK: link::Mark = {
     link::Mark { value: all, mask: 0xff00_0000 }
 };
 
+/// Where routers keep what has to outlive a process, and is lost with the machine.
+const STATE_DIR: &str = "/run/egress-router";
+
 /// One router.
 pub struct Router {
     setup: Setup,
     pins: PinDir,
     record: PathBuf,
+    status: PathBuf,
     datapath: Option<Datapath>,
+    /// What the flows add up to since this process began.
+    tally: Tally,
     /// From the first change on.
     lock: Option<NetnsLock>,
 }
@@ -59,6 +70,8 @@ pub struct Applied {
     pub tables: bool,
     /// How long it took to put the tables in force.
     pub tables_took: Duration,
+    /// The external interface's master.
+    pub master: String,
     /// The addresses that the router now speaks for.
     pub addresses: Vec<IpAddr>,
 }
@@ -79,8 +92,70 @@ impl Router {
     pub fn new(setup: Setup) -> Result<Self, AgentError> {
         let cookie = setup.place.router.cookie()?;
         let pins = PinDir::new(&setup.bpffs, cookie);
-        let record = Path::new("/run/egress-router").join(format!("{cookie}.json"));
-        Ok(Self { setup, pins, record, datapath: None, lock: None })
+        let record = Path::new(STATE_DIR).join(format!("{cookie}.json"));
+        let status = Path::new(STATE_DIR).join(format!("{cookie}.status.json"));
+        Ok(Self { setup, pins, record, status, datapath: None, tally: Tally::default(), lock: None })
+    }
+
+    /// The file that the agent of this router keeps its status in, for whoever asks `status`.
+    pub(super) fn status_file(&self) -> &Path {
+        &self.status
+    }
+
+    /// Its interfaces and routes as they are.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be read, or has no cluster interface.
+    pub fn observe(&self) -> Result<Observed, AgentError> {
+        Ok(link::observe(&self.setup.place)?)
+    }
+
+    /// Whether these hosts on the external network answer; asks those again that the kernel is not sure of.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn neighbours(&self, addresses: &[IpAddr]) -> Result<Vec<Neighbour>, AgentError> {
+        Ok(link::neighbours(&self.setup.place.router, &self.setup.place.external_interface, addresses)?)
+    }
+
+    /// What its agent says of it, if one is at work; else what can be seen.
+    ///
+    /// # Errors
+    ///
+    /// When no datapath is installed, or the kernel does not tell.
+    pub fn conditions(&self) -> Result<Conditions, AgentError> {
+        if self.setup.place.router.holder().is_some()
+            && let Some(status) = Status::read(&self.status)
+        {
+            return Ok(status.conditions);
+        }
+        let reader = self.reader()?;
+        let observed = self.observe()?;
+        let works = observed.external.as_ref().is_some_and(|external| external.up && external.lower_up);
+        let neighbours = if works { self.neighbours(&health::gateways(&observed))? } else { Vec::new() };
+        let rules = reader.rules()?;
+        let destinations: Vec<IpAddr> = rules.iter().filter_map(|rule| rule.destination).collect();
+        let external = &self.setup.place.external_interface;
+        let mut faults = health::faults(external, &observed, &neighbours, &destinations, &reader.used()?);
+        for (program, interface) in self.unattached()? {
+            let message =
+                format!("program {program} is not attached to {interface}: `egress-router apply` puts it back");
+            faults.push(Fault::blocking(Reason::DatapathMissing, message));
+        }
+        faults.extend(health::strangers(&self.strangers()?));
+        let in_force = InForce {
+            rules: rules.iter().filter(|rule| rule.rule.is_some()).count(),
+            fallback: rules.iter().find(|rule| rule.port.is_none()).and_then(|rule| rule.destination),
+            addresses: reader.snat_addresses()?,
+        };
+        Ok(Conditions::unwatched(judge(&Picture { in_force: Some(in_force), faults, activity: None })))
+    }
+
+    /// What the flows add up to.
+    pub fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
     }
 
     /// Its place.
@@ -114,6 +189,16 @@ impl Router {
     pub fn unattached(&self) -> Result<Vec<(&'static str, String)>, AgentError> {
         let (interfaces, hook) = (self.names(), self.setup.hook);
         Ok(self.setup.place.router.run(|| Datapath::missing(&self.pins, &interfaces, hook))??)
+    }
+
+    /// Programs of others that stand between the network and ours, each with its interface.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn strangers(&self) -> Result<Vec<(String, String)>, AgentError> {
+        let (interfaces, hook) = (self.names(), self.setup.hook);
+        Ok(self.setup.place.router.run(|| Datapath::strangers(&self.pins, &interfaces, hook))??)
     }
 
     /// Puts a desired state into effect: all of it, or nothing.
@@ -193,14 +278,14 @@ impl Router {
 
     /// Steps 3 and 4 of an apply.
     fn bring_up(
-        &self,
+        &mut self,
         datapath: &mut Datapath,
         link: &mut link::Applied,
         desired: &Desired,
     ) -> Result<Applied, AgentError> {
-        let place = &self.setup.place;
-        let observed = link::observe(place)?;
-        let interfaces = interfaces(place, &observed, desired);
+        let place = self.setup.place.clone();
+        let observed = link::observe(&place)?;
+        let interfaces = interfaces(&place, &observed, desired);
         let settings = Settings { ephemeral_ports: observed.local_ports, ..self.setup.settings.clone() };
         let started = Instant::now();
         let tables = Tables::new(&desired.rules, &settings, &interfaces)?;
@@ -209,8 +294,11 @@ impl Router {
         let hook = self.setup.hook;
         let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
         link.claim()?;
+        if !link.done().is_empty() {
+            datapath.refresh_hops()?;
+        }
         // A flow that leaves from an address that is the router's no longer ends with it.
-        if changed && let Err(failed) = datapath.sweep() {
+        if changed && let Err(failed) = datapath.sweep(&mut self.tally) {
             tracing::warn!("sweep flows of addresses that are gone: {}", Chain(&failed));
         }
         Ok(Applied {
@@ -218,6 +306,7 @@ impl Router {
             programs: installed.changed,
             tables: changed,
             tables_took,
+            master: link.plan().master.clone(),
             addresses: interfaces.snat,
         })
     }
@@ -237,6 +326,7 @@ impl Router {
             }
             Before::Running => {
                 not_undone.extend(datapath.restore().err().map(AgentError::from));
+                not_undone.extend(datapath.refresh_hops().err().map(AgentError::from));
                 self.datapath = Some(datapath);
             }
             Before::Suspended(suspended) => {
@@ -293,8 +383,33 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
+            cluster_peer: false,
             mtu: 0,
         }
+    }
+
+    /// The live flows that the rules in force would not send where they go.
+    ///
+    /// # Errors
+    ///
+    /// When a table cannot be read.
+    pub fn stale(&self) -> Result<Vec<Connection>, AgentError> {
+        Ok(self.datapath.as_ref().map(Datapath::stale).transpose()?.unwrap_or_default())
+    }
+
+    /// Ends flows, and tells both ends of each.
+    ///
+    /// # Errors
+    ///
+    /// When the flow table cannot be written, or a packet cannot be sent; all flows have ended then.
+    pub fn cut(&mut self, flows: &[Connection]) -> Result<(), AgentError> {
+        if let Some(datapath) = &mut self.datapath {
+            datapath.end(flows)?;
+        }
+        let end = |protocol, near, far| link::End { protocol, near, far };
+        let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
+        let destinations: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.source, flow.destination)).collect();
+        Ok(link::sever(&self.setup.place.router, &clients, &destinations)?)
     }
 
     /// Removes flows that are over.
@@ -304,7 +419,7 @@ impl Router {
     /// When the flow table cannot be read or written.
     pub fn sweep(&mut self) -> Result<Swept, AgentError> {
         match &mut self.datapath {
-            Some(datapath) => Ok(datapath.sweep()?),
+            Some(datapath) => Ok(datapath.sweep(&mut self.tally)?),
             None => Ok(Swept::default()),
         }
     }
@@ -325,6 +440,7 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
             addresses: snat.clone(),
         },
         snat,
+        cluster_peer: observed.cluster.kind.as_deref() == Some("veth") && observed.cluster.parent_netns.is_some(),
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }

@@ -4,36 +4,42 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::AgentError;
 use crate::compile::{Desired, RouterName};
+use crate::status::Conditions;
 
 /// Content of the status file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Status {
+pub struct Status {
     /// Which router.
-    router: RouterName,
+    pub router: RouterName,
     /// Rules in force.
-    rules: usize,
+    pub rules: usize,
     /// Where what no rule names goes to.
-    fallback: Option<IpAddr>,
+    pub fallback: Option<IpAddr>,
     /// The addresses that it speaks for.
-    addresses: Vec<IpAddr>,
-    /// Why the latest edit, or the latest repair, is not in force.
-    problem: Option<String>,
+    pub addresses: Vec<IpAddr>,
+    /// How it is, as `status.conditions` of the API has it.
+    pub conditions: Conditions,
 }
 
 impl Status {
-    pub(super) fn new(in_force: &Desired, problem: Option<String>) -> Self {
+    pub(super) fn new(in_force: &Desired, conditions: Conditions) -> Self {
         Self {
             router: in_force.router.clone(),
             rules: in_force.rules.rules.len(),
             fallback: in_force.rules.fallback,
             addresses: in_force.link.addresses.iter().map(|address| address.net.addr()).collect(),
-            problem,
+            conditions,
         }
+    }
+
+    /// Reads a file that an agent has written; nothing where none is, or another version's.
+    pub(super) fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
     }
 
     /// Writes the file beside its place and renames it, so that a reader never meets half of it.
@@ -42,6 +48,9 @@ impl Status {
         let new = file.with_extension("new");
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
+        if let Some(directory) = file.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
         let mut out = std::fs::File::create(&new).map_err(failed)?;
         out.write_all(&text).map_err(failed)?;
         std::fs::rename(&new, file).map_err(failed)

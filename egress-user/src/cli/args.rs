@@ -2,13 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
+use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
 use super::serve::{Crd, Serve};
+use super::trace::Traced;
 use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 
 const EXIT_CODES: &str = "\
@@ -89,22 +93,51 @@ Examples:
 
     /// Show the rules in force.
     #[command(after_help = "\
-Example:
-  egress-router rules --netns router")]
-    Rules(Show),
+Examples:
+  egress-router rules --netns router
+  egress-router rules --counts    (with what their live flows have counted)")]
+    Rules(Rules),
 
     /// Show the live flows.
     #[command(after_help = "\
 Examples:
   egress-router flows --netns router
-  egress-router flows --netns router -o json | jq '.[] | select(.protocol == \"TCP\")'")]
-    Flows(Show),
+  egress-router flows --client 10.128.0.0/14 --sort bytes --limit 10
+  egress-router flows --rule fallback -o json")]
+    Flows(Flows),
 
     /// Show how many packets were dropped, by reason.
     #[command(after_help = "\
-Example:
-  egress-router drops --netns router")]
-    Drops(Show),
+Examples:
+  egress-router drops --netns router
+  egress-router drops --watch 1    (what is dropped each second, until a signal)")]
+    Drops(Drops),
+
+    /// Show the router at work: rates by rule, busiest flows and clients, drops.
+    #[command(after_help = "\
+Examples:
+  egress-router top --netns router
+  egress-router top --once    (one picture as text)
+
+Keys: q ends, p pauses.")]
+    Top(Top),
+
+    /// Tell which rule a packet would hit, and why.
+    #[command(after_help = "\
+Examples:
+  egress-router trace tcp/80 --from 10.128.0.1
+  egress-router trace icmp --from 10.128.0.1 -o json
+  egress-router trace udp/53 --from fd00:10::1 --spec router.yaml    (by a specification that is not applied)")]
+    Trace(Trace),
+
+    /// Turn the legacy router image's environment into a specification.
+    #[command(after_help = "\
+Examples:
+  EGRESS_SOURCE=192.168.12.99/24 EGRESS_GATEWAY=192.168.12.1 EGRESS_DESTINATION=203.0.113.26 egress-router import-legacy
+  egress-router import-legacy --source 192.168.12.99/24 --gateway 192.168.12.1 --destination \"$(cat destinations)\"
+
+Accepts what the image accepted, and refuses with its words what it refused.")]
+    ImportLegacy(ImportLegacy),
 
     /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
     #[command(after_help = "\
@@ -143,6 +176,9 @@ impl fmt::Display for Command {
             Self::Drops(_) => "drops",
             Self::Serve(_) => "serve",
             Self::Crd(_) => "crd",
+            Self::Top(_) => "top",
+            Self::Trace(_) => "trace",
+            Self::ImportLegacy(_) => "import-legacy",
             Self::Completions(_) => "completions",
         })
     }
@@ -215,6 +251,11 @@ pub struct Run {
     /// File to write the router's status to, as JSON, whenever it changes.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
+
+    /// Where to serve `/metrics` (OpenMetrics), `/healthz` and `/readyz`, as in 0.0.0.0:9180. In the router's own namespace
+    /// the fallback leaves that port alone.
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Agent")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Arguments of `apply`.
@@ -254,6 +295,155 @@ pub struct Show {
     /// Form of the result.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// Arguments of `rules`.
+#[derive(Debug, Args)]
+pub struct Rules {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: Output,
+
+    /// Show what the live flows of each rule have counted, too.
+    #[arg(long)]
+    pub counts: bool,
+}
+
+/// Arguments of `flows`.
+#[derive(Debug, Args)]
+pub struct Flows {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: Output,
+    /// Which.
+    #[command(flatten)]
+    pub filter: FlowFilter,
+}
+
+/// Which flows, in which order.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Selection")]
+pub struct FlowFilter {
+    /// Of this client, or of the clients of this network.
+    #[arg(long, value_name = "IP[/LENGTH]", value_parser = super::flows::network)]
+    pub client: Option<IpNet>,
+
+    /// To this host, or to the hosts of this network.
+    #[arg(long, value_name = "IP[/LENGTH]", value_parser = super::flows::network)]
+    pub destination: Option<IpNet>,
+
+    /// Of this protocol, by name or number.
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Option<String>,
+
+    /// To this port of the router.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// Of this rule: its index in the specification, or `fallback`.
+    #[arg(long, value_name = "INDEX|fallback")]
+    pub rule: Option<RuleOfFlow>,
+
+    /// In this state, as in tcp-established.
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<String>,
+
+    /// By what to order them.
+    #[arg(long, value_enum, default_value_t, value_name = "BY")]
+    pub sort: FlowOrder,
+
+    /// Only the first so many.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// Arguments of `drops`.
+#[derive(Debug, Args)]
+pub struct Drops {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: Output,
+
+    /// Show what was dropped meanwhile every so many seconds, until a signal.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+        value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub watch: Option<u32>,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Milliseconds between two pictures.
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    pub interval: u32,
+
+    /// One picture as text, as where standard output is no terminal.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Arguments of `trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// The packet, as in tcp/80, udp/53, icmp.
+    #[arg(value_name = "PROTOCOL[/PORT]")]
+    pub packet: Traced,
+
+    /// The client, with its port where a live flow matters.
+    #[arg(long, value_name = "IP[:PORT]", value_parser = super::trace::client)]
+    pub from: SocketAddr,
+
+    /// The address that it is sent to [default: the router's]
+    #[arg(long, value_name = "IP")]
+    pub to: Option<IpAddr>,
+
+    /// By this specification, instead of what is in force.
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
+
+    /// Which router, when the file has several.
+    #[arg(long, value_name = "[NAMESPACE/]NAME", requires = "spec")]
+    pub router: Option<String>,
+
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Arguments of `import-legacy`.
+#[derive(Debug, Args)]
+pub struct ImportLegacy {
+    /// IPv4 address that connections come from, with or without a prefix length.
+    #[arg(long, env = "EGRESS_SOURCE", default_value = "", hide_default_value = true, value_name = "IP[/LENGTH]")]
+    pub source: String,
+
+    /// IPv4 address of the gateway.
+    #[arg(long, env = "EGRESS_GATEWAY", default_value = "", hide_default_value = true, value_name = "IP")]
+    pub gateway: String,
+
+    /// Lines of `PORT PROTOCOL IP [REMOTE PORT]`, the last one may be a fallback `IP`.
+    #[arg(long, env = "EGRESS_DESTINATION", default_value = "", hide_default_value = true, value_name = "LINES")]
+    pub destination: String,
+
+    /// Name of the router.
+    #[arg(long, default_value = crate::spec::LEGACY_NAME)]
+    pub name: String,
 }
 
 /// Arguments of `completions`.
@@ -337,8 +527,9 @@ pub struct Datapath {
     #[arg(long, value_enum, default_value_t, value_name = "ON|OFF")]
     pub fast_path: FastPath,
 
-    /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination.
-    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    /// What becomes of live flows whose rule changes: `keep` lets them go on to their old destination, `drain=SECONDS` for so
+    /// long, `cut` ends them at once (TCP is reset, UDP told that the port is unreachable).
+    #[arg(long, default_value = "keep", value_name = "keep|drain=SECONDS|cut")]
     pub existing_flows: ExistingFlows,
 }
 
@@ -403,7 +594,7 @@ mod tests {
             let line = format!("{verb} --netns r --master-netns /proc/1/ns/net --bpffs /b --external-interface x");
             assert!(parse(&line).is_ok(), "{line}");
         }
-        for verb in ["status", "rules", "flows", "drops"] {
+        for verb in ["status", "rules", "flows", "drops", "trace tcp/80 --from 10.0.0.1"] {
             assert!(parse(&format!("{verb} --bpffs /b -o json")).is_ok(), "{verb}");
         }
     }
@@ -418,12 +609,16 @@ mod tests {
             "run --spec f --snat-ports 9",
             "run --spec f --local-port 80",
             "run --spec f --hook xdp",
-            "run --spec f --existing-flows cut",
+            "run --spec f --existing-flows drain",
             "run --spec f --cluster-interface a/b",
             "run --spec f --external-interface longer-than-fifteen",
             "apply",
             "validate",
             "rules -o text",
+            "trace tcp --from 10.0.0.1",
+            "trace tcp/80",
+            "flows --client 10.0",
+            "drops --watch 0",
             "completions",
             "unknown",
         ];

@@ -1,5 +1,8 @@
 //! The commands that touch the system.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use anyhow::Context as _;
 use egress_ebpf::timeout;
 use serde::Serialize;
@@ -8,13 +11,15 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{self, Command, Target};
 use super::output::{self, Format};
-use super::rows::PlanRow;
+use super::rows::{CountedRule, PlanRow};
+use super::top::Look;
 use super::values::{self, LogLevel};
-use crate::agent::{self, Applied, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
-use crate::compile::{Desired, desired_from_file};
-use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings};
+use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
+use crate::compile::{Desired, Protocol, desired_from_file};
+use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::spec::Diagnostic;
+use crate::status::Conditions;
 
 /// Runs a command.
 ///
@@ -28,11 +33,16 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Apply(args) => apply(&args),
         Command::Delete(args) => delete(&args),
         Command::Status(args) => status(&args),
-        Command::Rules(args) => Ok(output::print(&reader(&args.target)?.rules()?, args.output.format)?),
-        Command::Flows(args) => Ok(output::print(&reader(&args.target)?.flows()?, args.output.format)?),
+        Command::Rules(args) => rules(&args),
+        Command::Flows(args) => {
+            let flows = super::flows::select(reader(&args.target)?.flows()?, &args.filter);
+            Ok(output::print(&flows, args.output.format)?)
+        }
+        Command::Top(args) => super::top::run(&args),
+        Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
         Command::Serve(args) => super::serve::run(&args),
-        Command::Validate(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
+        Command::Validate(_) | Command::Crd(_) | Command::ImportLegacy(_) | Command::Completions(_) => Ok(()),
     }
 }
 
@@ -69,8 +79,16 @@ fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
     let mut router = configured(&args.target, &args.master, &args.datapath)?;
+    let existing_flows = args.datapath.existing_flows;
+    if let values::ExistingFlows::Drain { .. } = existing_flows {
+        anyhow::bail!("`apply` does not wait, so it cannot drain flows: use --existing-flows keep or cut, or `run`");
+    }
     let applied = router.apply(&desired)?;
     output::text(&summary(&desired, &applied))?;
+    if existing_flows == values::ExistingFlows::Cut {
+        let stale = router.stale()?;
+        router.cut(&stale).context("the specification is applied; end flows of rules that have changed")?;
+    }
     if applied.link.is_empty() {
         return Ok(());
     }
@@ -102,7 +120,12 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 fn run(args: &args::Run) -> anyhow::Result<()> {
     let desired = desired(&args.spec)?;
     check_privilege(TO_CHANGE)?;
-    let router = configured(&args.target, &args.master, &args.datapath)?;
+    let mut settings = settings(&args.datapath, &router_netns(&args.target)?)?;
+    if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
+        // Served where clients come in.
+        settings.local_ports.push((Protocol::Tcp, metrics.port()));
+    }
+    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings)?;
     let options = agent::Options {
         file: args.spec.file.clone(),
         router: args.spec.router.clone(),
@@ -111,6 +134,12 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
             values::OnExit::Remove => agent::OnExit::Remove,
         },
         status_file: args.status_file.clone(),
+        metrics: args.metrics,
+        existing_flows: match args.datapath.existing_flows {
+            values::ExistingFlows::Keep => ExistingFlows::Keep,
+            values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
+            values::ExistingFlows::Cut => ExistingFlows::Cut,
+        },
         netns_file: args
             .target
             .netns
@@ -150,6 +179,9 @@ fn delete(args: &args::Delete) -> anyhow::Result<()> {
 #[serde(rename_all = "camelCase")]
 struct Status {
     installed: bool,
+    /// The agent that is at work, if there is one and it can be seen.
+    agent: Option<u32>,
+    conditions: Conditions,
     link: Observed,
     snat_addresses: Vec<std::net::IpAddr>,
     rules: usize,
@@ -164,6 +196,8 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
     let reader = router.reader()?;
     let status = Status {
         installed: true,
+        agent: router.place().router.holder(),
+        conditions: router.conditions()?,
         link: link::observe(router.place())?,
         snat_addresses: reader.snat_addresses()?,
         rules: reader.rules()?.len(),
@@ -171,13 +205,82 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
         port_searches: reader.port_tries()?,
         counters: reader.counters()?,
     };
+    if args.output.format == Format::Table {
+        let rows: Vec<_> = status.conditions.iter().cloned().collect();
+        output::print(&rows, Format::Table)?;
+        output::text("\n")?;
+    }
     Ok(output::value(&status, args.output.format)?)
 }
 
-fn drops(args: &args::Show) -> anyhow::Result<()> {
-    let mut counters = reader(&args.target)?.counters()?;
-    counters.retain(|counter| counter.dropped || counter.outcome == "rejected");
-    Ok(output::print(&counters, args.output.format)?)
+fn rules(args: &args::Rules) -> anyhow::Result<()> {
+    let reader = reader(&args.target)?;
+    let rules = reader.rules()?;
+    if !args.counts {
+        return Ok(output::print(&rules, args.output.format)?);
+    }
+    let mut tally = Tally::default();
+    reader.tally(&mut tally)?;
+    let rows: Vec<CountedRule> = rules.into_iter().map(|rule| CountedRule::new(rule, &tally)).collect();
+    Ok(output::print(&rows, args.output.format)?)
+}
+
+fn drops(args: &args::Drops) -> anyhow::Result<()> {
+    let reader = reader(&args.target)?;
+    let look = || -> anyhow::Result<Vec<CounterRow>> {
+        let mut counters = reader.counters()?;
+        counters.retain(|counter| counter.dropped || counter.outcome == "rejected");
+        Ok(counters)
+    };
+    let mut before = look()?;
+    let Some(seconds) = args.watch else {
+        return Ok(output::print(&before, args.output.format)?);
+    };
+    loop {
+        std::thread::sleep(Duration::from_secs(seconds.into()));
+        let now = look()?;
+        let meanwhile = since(&now, &before);
+        if !meanwhile.is_empty() {
+            output::print(&meanwhile, args.output.format)?;
+        }
+        before = now;
+    }
+}
+
+/// What was counted between two looks.
+fn since(now: &[CounterRow], before: &[CounterRow]) -> Vec<CounterRow> {
+    let earlier = |row: &CounterRow| before.iter().find(|old| (old.hook, old.outcome) == (row.hook, row.outcome));
+    let row = |row: &CounterRow| {
+        let (packets, bytes) = earlier(row).map_or((0, 0), |old| (old.packets, old.bytes));
+        CounterRow {
+            packets: row.packets.saturating_sub(packets),
+            bytes: row.bytes.saturating_sub(bytes),
+            ..row.clone()
+        }
+    };
+    now.iter().map(row).filter(|row| row.packets > 0).collect()
+}
+
+/// The tables of an installed router, and the addresses that clients know it by.
+pub(super) fn installed(target: &Target) -> anyhow::Result<(Reader, Vec<IpAddr>)> {
+    let router = router(target, None, Hook::Auto, Settings::default())?;
+    let observed = router.observe()?;
+    let addresses = observed.cluster.addresses.iter().map(|held| held.net.addr()).collect();
+    Ok((router.reader()?, addresses))
+}
+
+/// One look at a router, for `top`.
+pub(super) fn look(target: &Target) -> anyhow::Result<Look> {
+    check_privilege(TO_READ)?;
+    let router = router(target, None, Hook::Auto, Settings::default())?;
+    let reader = router.reader()?;
+    Ok(Look {
+        rules: reader.rules()?,
+        flows: reader.flows()?,
+        counters: reader.counters()?,
+        conditions: router.conditions()?,
+        tally: Box::new(move |tally| Ok(reader.tally(tally)?)),
+    })
 }
 
 fn desired(spec: &args::Spec) -> anyhow::Result<Desired> {

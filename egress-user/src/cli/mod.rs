@@ -5,9 +5,13 @@
 pub mod args;
 mod commands;
 mod completions;
+mod flows;
+mod import;
 pub mod output;
 mod rows;
 pub mod serve;
+mod top;
+mod trace;
 mod validate;
 pub mod values;
 
@@ -40,6 +44,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
         Command::Crd(args) => serve::crd(&args),
+        Command::ImportLegacy(args) => import::run(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };

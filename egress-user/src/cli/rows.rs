@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::output::Row;
 use crate::compile::RuleTable;
-use crate::datapath::{CounterRow, FlowRow, RuleRow};
+use crate::datapath::{CounterRow, FlowRow, RuleId, RuleRow, Tally, protocol_name};
 use crate::link::Change;
+use crate::status::Condition;
 
 impl Row for RuleRow {
     const HEADER: &'static [&'static str] = &["RULE", "FAMILY", "PROTOCOL", "PORT", "DESTINATION", "TARGET PORT"];
@@ -31,6 +32,50 @@ impl Row for RuleRow {
     }
 }
 
+/// A rule with what its live flows have counted.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CountedRule {
+    #[serde(flatten)]
+    rule: RuleRow,
+    flows: u64,
+    request_packets: u64,
+    request_bytes: u64,
+    reply_packets: u64,
+    reply_bytes: u64,
+}
+
+impl CountedRule {
+    pub(super) fn new(rule: RuleRow, tally: &Tally) -> Self {
+        let is = |id: &RuleId| {
+            let port = id.port.map(|(protocol, port)| (protocol_name(protocol), port));
+            id.family == rule.family && port == rule.protocol.clone().zip(rule.port)
+        };
+        let totals = tally.rules().iter().find(|(id, _)| is(id)).map(|(_, totals)| *totals).unwrap_or_default();
+        Self {
+            rule,
+            flows: totals.flows,
+            request_packets: totals.requests.packets,
+            request_bytes: totals.requests.bytes,
+            reply_packets: totals.replies.packets,
+            reply_bytes: totals.replies.bytes,
+        }
+    }
+}
+
+impl Row for CountedRule {
+    const HEADER: &'static [&'static str] =
+        &["RULE", "FAMILY", "PROTOCOL", "PORT", "DESTINATION", "TARGET PORT", "FLOWS", "PACKETS", "BYTES"];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.rule.cells();
+        cells.push(self.flows.to_string());
+        cells.push(format!("{}/{}", self.request_packets, self.reply_packets));
+        cells.push(format!("{}/{}", self.request_bytes, self.reply_bytes));
+        cells
+    }
+}
+
 impl Row for FlowRow {
     const HEADER: &'static [&'static str] =
         &["PROTOCOL", "CLIENT", "ROUTER", "SOURCE", "DESTINATION", "RULE", "STATE", "AGE", "IDLE", "PACKETS", "BYTES"];
@@ -50,6 +95,15 @@ impl Row for FlowRow {
             format!("{}/{}", self.request_packets, self.reply_packets),
             format!("{}/{}", self.request_bytes, self.reply_bytes),
         ]
+    }
+}
+
+impl Row for Condition {
+    const HEADER: &'static [&'static str] = &["CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"];
+
+    fn cells(&self) -> Vec<String> {
+        let since = self.last_transition_time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+        vec![format!("{:?}", self.kind), format!("{:?}", self.status), since, self.reason.clone(), self.message.clone()]
     }
 }
 

@@ -89,11 +89,34 @@ impl FromStr for Timeout {
 }
 
 /// What becomes of live flows when their rule changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExistingFlows {
     /// They go on to their old destination.
     #[default]
     Keep,
+    /// They do for this many seconds, then are cut.
+    Drain {
+        /// Seconds.
+        seconds: NonZeroU32,
+    },
+    /// They are cut.
+    Cut,
+}
+
+impl FromStr for ExistingFlows {
+    type Err = ArgError;
+
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        let wrong = || ArgError::ExistingFlows { text: text.to_owned() };
+        match text {
+            "keep" => Ok(Self::Keep),
+            "cut" => Ok(Self::Cut),
+            _ => {
+                let seconds = text.strip_prefix("drain=").ok_or_else(wrong)?;
+                Ok(Self::Drain { seconds: seconds.parse().map_err(|_no_number| wrong())? })
+            }
+        }
+    }
 }
 
 /// What `run` leaves behind.
@@ -206,6 +229,12 @@ pub enum ArgError {
         /// What was given.
         text: String,
     },
+    /// Not a fate of flows.
+    #[error("{text:?} is not keep, cut or drain=SECONDS")]
+    ExistingFlows {
+        /// What was given.
+        text: String,
+    },
     /// Not a namespace.
     #[error("{text:?} is not a network namespace: write a name that `ip netns` lists, or a path with a slash")]
     Netns {
@@ -235,6 +264,17 @@ mod tests {
         for wrong in ["", "udp", "udp=", "udp=0", "udp=-1", "udp=1.5", "UDP=3", "tcp=3", "auto=1"] {
             let error = wrong.parse::<Timeout>().unwrap_err().to_string();
             assert!(error.contains("tcp-established"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn existing_flows() {
+        let seconds = NonZeroU32::new(30).unwrap();
+        assert_eq!("keep".parse(), Ok(ExistingFlows::Keep));
+        assert_eq!("cut".parse(), Ok(ExistingFlows::Cut));
+        assert_eq!("drain=30".parse(), Ok(ExistingFlows::Drain { seconds }));
+        for wrong in ["", "drain", "drain=", "drain=0", "drain=-1", "drain=1s", "Cut", "cut=1"] {
+            assert!(wrong.parse::<ExistingFlows>().is_err(), "{wrong}");
         }
     }
 

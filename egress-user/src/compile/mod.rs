@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::spec::{DEFAULT_NAMESPACE, ValidRouter};
 
@@ -33,7 +33,7 @@ pub struct Desired {
 }
 
 /// Namespace and name of an `EgressRouter` object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RouterName {
     /// `metadata.namespace`, `default` when absent.
     pub namespace: String,

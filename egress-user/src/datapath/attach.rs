@@ -4,9 +4,11 @@
 
 use std::fmt;
 
+use aya::maps::MapInfo;
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, loaded_programs};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, loaded_programs};
+use egress_ebpf::contract::map;
 use egress_ebpf::verdict::Hook as Place;
 use nix::net::if_::if_nametoindex;
 
@@ -111,7 +113,7 @@ fn attach_tcx(
     }
     if let Some(link) = live {
         let info = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?;
-        if tag_of(info.program_id()) == program.info().ok().map(|new| new.tag()) {
+        if is_same(info.program_id(), program, pins) {
             return Ok(Attached::Unchanged);
         }
         let link = SchedClassifierLink::try_from(link).map_err(|source| pin_error("read link", &pin, source))?;
@@ -154,6 +156,25 @@ pub(super) fn is_attached(
     })
 }
 
+/// Names of the programs that packets meet outside ours: before it at an entrance, after it at an exit. None where ours is
+/// not a tcx link.
+pub(super) fn strangers(hook: Place, interfaces: &Interfaces, pins: &PinDir) -> Result<Vec<String>, DatapathError> {
+    let (interface, attach_type) = place(hook, interfaces);
+    let pin = pins.link(hook.name());
+    if if_nametoindex(interface).is_err() {
+        return Ok(Vec::new());
+    }
+    let Some(link) = live_link(&pin, interface, attach_type)? else { return Ok(Vec::new()) };
+    let own = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?.program_id();
+    let (_revision, mut programs) = SchedClassifier::query_tcx(interface, attach_type)
+        .map_err(|source| pin_error("find on its interface the program of", &pin, source))?;
+    if hook.is_egress() {
+        programs.reverse();
+    }
+    let outside = programs.iter().take_while(|program| program.id() != own);
+    Ok(outside.map(|program| program.name_as_str().unwrap_or("without a name").to_owned()).collect())
+}
+
 /// The pinned link, if it still is where it belongs.
 fn live_link(
     pin: &std::path::Path,
@@ -174,8 +195,15 @@ fn live_link(
     Ok(None)
 }
 
-fn tag_of(program_id: u32) -> Option<u64> {
-    loaded_programs().flatten().find(|info| info.id() == program_id).map(|info| info.tag())
+/// Whether the program of this id does what a loaded one would: the same instructions on the same pinned tables.
+fn is_same(id: u32, program: &SchedClassifier, pins: &PinDir) -> bool {
+    let (Ok(new), Some(old)) = (program.info(), loaded_programs().flatten().find(|info| info.id() == id)) else {
+        return false;
+    };
+    let tables = |info: &ProgramInfo| info.map_ids().ok().flatten().unwrap_or_default();
+    let (before, now) = (tables(&old), tables(&new));
+    let pinned = map::ALL.iter().filter_map(|name| MapInfo::from_pin(pins.map(name)).ok()).map(|info| info.id());
+    old.tag() == new.tag() && pinned.into_iter().all(|id| before.contains(&id) == now.contains(&id))
 }
 
 fn attach_clsact(
@@ -187,10 +215,9 @@ fn attach_clsact(
     let (interface, attach_type) = place(hook, interfaces);
     let refused = |source: ProgramError| attach_error(hook, interface, source);
     let present = our_filters(hook, interfaces)?;
-    let tag = program.info().ok().map(|new| new.tag());
     let pin = pins.link(hook.name());
     if let [filter] = present.as_slice()
-        && tag_of(filter.program_id) == tag
+        && is_same(filter.program_id, program, pins)
         && !pin.exists()
     {
         return Ok(Attached::Unchanged);

@@ -14,9 +14,10 @@ use serde::Serialize;
 
 use super::DatapathError;
 use super::maps::{Maps, array_of, failed};
+use super::tally::Tally;
 
 /// One flow, as people and scripts see it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRow {
     /// Protocol, by name where it has one here.
@@ -58,14 +59,43 @@ pub struct Swept {
     pub removed: usize,
 }
 
+#[cfg(test)]
+impl Default for FlowRow {
+    fn default() -> Self {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            protocol: String::new(),
+            client: nowhere,
+            router: nowhere,
+            source: nowhere,
+            destination: nowhere,
+            rule: None,
+            state: "",
+            age_s: 0,
+            idle_s: 0,
+            expires_s: 0,
+            request_packets: 0,
+            request_bytes: 0,
+            reply_packets: 0,
+            reply_bytes: 0,
+        }
+    }
+}
+
 impl Maps {
-    fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
+    pub(super) fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
         let mut entries = HashMap::new();
         for item in self.flows.iter() {
             let (key, flow) = item.map_err(failed("read", map::FLOWS))?;
             entries.insert(pod_read_unaligned(&key), pod_read_unaligned(&flow));
         }
         Ok(entries)
+    }
+
+    /// Adds what all flows have counted to a tally.
+    pub(super) fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
+        tally.add(&self.entries()?, self.capacity, &self.config()?);
+        Ok(())
     }
 
     /// Live flows, each once, by client.
@@ -84,11 +114,13 @@ impl Maps {
         Ok(rows)
     }
 
-    /// Removes expired flows, and those whose external address is no longer the router's.
-    pub(super) fn sweep(&mut self) -> Result<Swept, DatapathError> {
+    /// Removes expired flows, and those whose external address is no longer the router's. What all have counted goes to the
+    /// tally.
+    pub(super) fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
         let config = self.config()?;
         let now_ns = monotonic_ns();
         let entries = self.entries()?;
+        tally.add(&entries, self.capacity, &config);
         let sources = self.snat_sources(&config)?;
         let mut swept = Swept::default();
         for (key, flow) in &entries {
@@ -121,7 +153,7 @@ impl Maps {
         }
     }
 
-    fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
+    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
         match self.flows.remove(&array_of(key)) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             // The datapath removes expired entries too.
@@ -155,12 +187,12 @@ fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns:
     }
 }
 
-fn socket(addr: Addr, port: Port) -> SocketAddr {
+pub(super) fn socket(addr: Addr, port: Port) -> SocketAddr {
     SocketAddr::new(IpAddr::from(addr), port.get())
 }
 
 /// Name of an IP protocol, or its number.
-pub(super) fn protocol_name(number: u8) -> String {
+pub fn protocol_name(number: u8) -> String {
     match number {
         protocol::TCP => "TCP".into(),
         protocol::UDP => "UDP".into(),

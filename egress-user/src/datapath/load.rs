@@ -50,6 +50,12 @@ impl Datapath {
         pins.create()?;
         let wanted = flows.saturating_mul(2);
         let entries = check_pins(&pins, wanted)?;
+        if let Some(entries) = entries.filter(|entries| *entries != wanted) {
+            tracing::warn!(
+                flows = entries / 2,
+                "the flow table keeps the size that it was made with, for its flows' sake: `egress-router delete` first to change it"
+            );
+        }
         let fresh = entries.is_none();
         Self::load_object(object, &pins, entries.unwrap_or(wanted), fresh).inspect_err(|_| {
             if fresh {
@@ -106,6 +112,16 @@ impl Datapath {
         self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
+    /// Lets every flow look its next hops up again, after a change of the link, its routes or its neighbours. Without it they
+    /// do by themselves within [`HOP_TURN_SHIFT`](egress_ebpf::contract::HOP_TURN_SHIFT).
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read or written.
+    pub fn refresh_hops(&mut self) -> Result<(), DatapathError> {
+        self.maps.refresh_hops()
+    }
+
     /// Lets no packet pass, until other tables are installed or [`resume`](Self::resume) puts these in force again.
     ///
     /// # Errors
@@ -128,7 +144,8 @@ impl Datapath {
         let config = Config { external_ifindex: interfaces.external.index, ..*suspended.config };
         self.maps.set_config(suspended.generation, &config)?;
         self.previous = None;
-        self.maps.switch(suspended.generation)
+        self.maps.switch(suspended.generation)?;
+        self.refresh_hops()
     }
 
     /// Attaches the programs. To be called on a thread inside the router's namespace, after [`install`](Self::install).
@@ -158,7 +175,39 @@ impl Datapath {
                 }
             }
         }
+        // Programs of another version would translate once more what ours have.
+        for other in self.pins.others() {
+            installed.changed = true;
+            tracing::warn!(
+                pins = %other.path().display(),
+                "took over from another version with another layout: its programs are detached, and its flows are not taken \
+                 over (connections go on as new flows where their port is free)"
+            );
+            other.remove().map_err(|mut errors| errors.swap_remove(0))?;
+        }
         Ok(installed)
+    }
+
+    /// Programs of others that packets meet before they meet ours at an entrance, or after ours at an exit, each with its
+    /// interface. To be called on a thread inside the router's namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn strangers(
+        pins: &PinDir,
+        interfaces: &Interfaces,
+        hook: Hook,
+    ) -> Result<Vec<(String, String)>, DatapathError> {
+        let mut strangers = Vec::new();
+        if hook != Hook::Clsact {
+            for place in ORDER {
+                let interface = attach::place(place, interfaces).0;
+                let found = attach::strangers(place, interfaces, pins)?;
+                strangers.extend(found.into_iter().map(|name| (name, interface.to_owned())));
+            }
+        }
+        Ok(strangers)
     }
 
     /// Whether every map and program is where [`load`](Self::load) and [`attach`](Self::attach) left its pin.

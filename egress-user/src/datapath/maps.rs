@@ -15,6 +15,7 @@ use egress_ebpf::contract::{
 };
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
+use super::flows::monotonic_ns;
 use super::tables::Tables;
 use super::{DatapathError, PinDir};
 
@@ -39,6 +40,8 @@ pub(super) struct Maps {
     pub(super) sources: Array<MapData, Bytes<Addr>>,
     rules: HashMap<MapData, Bytes<RuleKey>, Bytes<RuleValue>>,
     pub(super) flows: HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>,
+    /// How many flows the table holds.
+    pub(super) capacity: usize,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
     port_tries: PerCpuArray<MapData, u64>,
 }
@@ -53,7 +56,9 @@ impl Maps {
         if !pins.map(map::ACTIVE).exists() {
             return Err(DatapathError::NotInstalled { path: pins.path().to_path_buf() });
         }
+        let flows = MapInfo::from_pin(pins.map(map::FLOWS)).map_err(failed("open", map::FLOWS))?;
         Ok(Self {
+            capacity: usize::try_from(flows.max_entries() / 2).unwrap_or(usize::MAX),
             active: array(pins, map::ACTIVE)?,
             config: array(pins, map::CONFIG)?,
             addresses: hash(pins, map::ADDRESSES)?,
@@ -128,6 +133,7 @@ impl Maps {
         if self.says(tables, &config, &sides)? {
             return Ok(None);
         }
+        config.changed_ns = changed_ns();
         self.clear(new)?;
         for (side, indices) in &sides {
             self.write_addresses(*side, indices, new)?;
@@ -139,6 +145,12 @@ impl Maps {
         self.set_config(new, &config)?;
         self.switch(new)?;
         Ok(Some(old))
+    }
+
+    /// Lets every flow look its next hops up again.
+    pub(super) fn refresh_hops(&mut self) -> Result<(), DatapathError> {
+        let config = Config { changed_ns: changed_ns(), ..self.config()? };
+        self.set_config(self.generation()?, &config)
     }
 
     /// Gives a generation other settings.
@@ -153,7 +165,8 @@ impl Maps {
 
     /// Whether the generation in force is these tables already.
     fn says(&self, tables: &Tables, config: &Config, sides: &[(Side, Vec<(Addr, u8)>)]) -> Result<bool, DatapathError> {
-        if bytes_of(&self.config()?) != bytes_of(config) {
+        let now = Config { changed_ns: config.changed_ns, ..self.config()? };
+        if bytes_of(&now) != bytes_of(config) {
             return Ok(false);
         }
         let generation = self.generation()?;
@@ -226,6 +239,13 @@ fn assign_indices(addresses: &[Addr], known: &Indices<Addr, u8>) -> Vec<(Addr, u
     indices
 }
 
+/// [`Config::changed_ns`] for a change that is about to be in force: a little ahead of the clock, so that no packet that the
+/// change has not reached yet makes its flow look settled.
+fn changed_ns() -> u64 {
+    const AHEAD_NS: u64 = 20_000_000;
+    monotonic_ns() + AHEAD_NS
+}
+
 /// IPv4's slots first, then IPv6's.
 fn fill_slots(config: &mut Config, snat: &[Addr], indices: &[(Addr, u8)]) {
     let slots = |v4: bool| {
@@ -266,6 +286,7 @@ pub(super) fn check_pins(pins: &PinDir, flow_entries: u32) -> Result<Option<u32>
         differs(&path, "type", map_type as u32, wanted.map_type as u32)?;
         differs(&path, "key size", info.key_size(), wanted.key)?;
         differs(&path, "value size", info.value_size(), wanted.value)?;
+        differs(&path, "flags", info.map_flags(), wanted.flags)?;
         if name == map::FLOWS {
             flows = Some(info.max_entries());
         } else {
@@ -282,11 +303,15 @@ fn differs(path: &Path, field: &'static str, found: u32, wanted: u32) -> Result<
     Err(DatapathError::Incompatible { path: path.to_path_buf(), field, found, wanted })
 }
 
+/// Of tables that are small as a rule; the flow table takes its memory at once.
+const BPF_F_NO_PREALLOC: u32 = 1;
+
 struct Shape {
     map_type: MapType,
     key: u32,
     value: u32,
     entries: u32,
+    flags: u32,
 }
 
 fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
@@ -295,14 +320,16 @@ fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
         key: u32::try_from(key).unwrap_or(u32::MAX),
         value: u32::try_from(value).unwrap_or(u32::MAX),
         entries,
+        flags: 0,
     };
+    let grown = |shape| Shape { flags: BPF_F_NO_PREALLOC, ..shape };
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     [
         (map::ACTIVE, shape(array, 4, 4, 1)),
         (map::CONFIG, shape(array, 4, size_of::<Config>(), 2)),
-        (map::ADDRESSES, shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES)),
+        (map::ADDRESSES, grown(shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES))),
         (map::SOURCES, shape(array, 4, size_of::<Addr>(), 2 * contract::SOURCES_PER_SIDE)),
-        (map::RULES, shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES)),
+        (map::RULES, grown(shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES))),
         (map::FLOWS, shape(hash, size_of::<FlowKey>(), size_of::<Flow>(), flow_entries)),
         (
             map::FRAGMENTS,

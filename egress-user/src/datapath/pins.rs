@@ -40,6 +40,13 @@ impl PinDir {
         self.path.join(format!("link_{program}"))
     }
 
+    /// Pins of the same router that another version of this program left, with another layout.
+    pub fn others(&self) -> Vec<Self> {
+        let entries = std::fs::read_dir(&self.router).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path()).filter(|path| *path != self.path && path.is_dir());
+        paths.map(|path| Self { path, ..self.clone() }).collect()
+    }
+
     /// Whether anything is pinned here.
     pub fn exists(&self) -> bool {
         self.path.is_dir()

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::flows::protocol_name;
 use super::maps::{Maps, failed};
 use super::tables::rule_entries;
-use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept};
+use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept, Tally, Use};
 use crate::compile::RuleTable;
 
 /// A rule in force.
@@ -86,6 +86,25 @@ impl Reader {
         Ok(addresses)
     }
 
+    /// Those addresses in the order of the specification, IPv4's first: the order by which clients get theirs.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn snat_in_order(&self) -> Result<Vec<IpAddr>, DatapathError> {
+        let config = self.maps.config()?;
+        Ok(self.maps.snat_slots(&config)?.into_iter().map(IpAddr::from).collect())
+    }
+
+    /// Adds what the flows have counted to a tally.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
+        self.maps.tally(tally)
+    }
+
     /// Rules in force, in the specification's order, the fallback last.
     ///
     /// # Errors
@@ -104,6 +123,17 @@ impl Reader {
     /// When the map cannot be read.
     pub fn flows(&self) -> Result<Vec<FlowRow>, DatapathError> {
         self.maps.flow_rows()
+    }
+
+    /// How much of the tables and of the source ports is used.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn used(&self) -> Result<Use, DatapathError> {
+        let mut tally = Tally::default();
+        self.maps.tally(&mut tally)?;
+        Ok(tally.used().clone())
     }
 
     /// Counters that are not zero.
@@ -144,19 +174,24 @@ impl Reader {
 }
 
 impl Datapath {
-    /// Removes expired flows, and those of addresses that the router no longer has.
+    /// Removes expired flows, and those of addresses that the router no longer has. What all flows have counted goes to the
+    /// tally.
     ///
     /// # Errors
     ///
     /// When the map cannot be read or written.
-    pub fn sweep(&mut self) -> Result<Swept, DatapathError> {
-        self.maps.sweep()
+    pub fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
+        self.maps.sweep(tally)
     }
 }
 
 impl Maps {
     /// Addresses that new flows come from.
     pub(super) fn snat_sources(&self, config: &Config) -> Result<HashSet<Addr>, DatapathError> {
+        Ok(self.snat_slots(config)?.into_iter().collect())
+    }
+
+    fn snat_slots(&self, config: &Config) -> Result<Vec<Addr>, DatapathError> {
         let count = usize::from(config.snat_v4.count) + usize::from(config.snat_v6.count);
         config.snat_slots.iter().take(count).map(|slot| self.source(Side::External, *slot)).collect()
     }

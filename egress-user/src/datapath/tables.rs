@@ -33,6 +33,8 @@ pub struct Interfaces {
     pub snat: Vec<IpAddr>,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
+    /// Whether the cluster interface is a veth whose peer is in another namespace.
+    pub cluster_peer: bool,
     /// The smaller of the two interfaces' MTU, without link header.
     pub mtu: u32,
 }
@@ -112,7 +114,11 @@ impl Tables {
             config: Config {
                 cluster_ifindex: interfaces.cluster.index,
                 external_ifindex: interfaces.external.index,
-                flags: if settings.redirect { config_flag::REDIRECT } else { 0 },
+                flags: match (settings.redirect, interfaces.cluster_peer) {
+                    (false, _) => 0,
+                    (true, false) => config_flag::REDIRECT,
+                    (true, true) => config_flag::REDIRECT | config_flag::PEER,
+                },
                 snat_v4: Slice::default(),
                 snat_v6: Slice::default(),
                 snat_port_first: first,
@@ -121,9 +127,10 @@ impl Tables {
                 local_port_last: settings.ephemeral_ports.1,
                 timeouts_s: settings.timeouts_s,
                 shortest_timeout_s: classes.iter().copied().min().unwrap_or(0),
+                changed_ns: 0,
                 always_fits: interfaces.mtu.min(SMALL) + ETHERNET_HEADER,
                 cluster_mac: interfaces.cluster_mac,
-                pad: [0; 2],
+                pad: [0; 6],
                 snat_slots: [0; SOURCES_PER_SIDE as usize],
             },
             rules: entries,
@@ -179,7 +186,7 @@ fn family(address: IpAddr) -> u8 {
 }
 
 /// IP protocol number of a rule's protocol.
-pub(super) fn protocol_number(protocol: Protocol) -> u8 {
+pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,
@@ -213,6 +220,7 @@ mod tests {
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
             cluster_mac: [0; 6],
+            cluster_peer: false,
             mtu: 1500,
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();

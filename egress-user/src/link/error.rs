@@ -211,6 +211,14 @@ pub enum LinkError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The ends of flows could not be told that they are over.
+    #[error("tell the ends of flows that they are over, from network namespace {netns}")]
+    Sever {
+        /// Where.
+        netns: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// The record of what was there before could not be read or written.
     #[error("keep record of earlier settings in {}", path.display())]
     Record {

@@ -178,7 +178,7 @@ fn icmpv6_frame(own: Mac, source: Ipv6Addr, group: Ipv6Addr, mut message: Vec<u8
 }
 
 /// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in bytes.chunks(2) {
         sum += match pair {

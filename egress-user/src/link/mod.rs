@@ -15,6 +15,7 @@
 //! * [`Applied::claim`] sets it up, asks the network whether somebody has an address ([`probe()`]), and only then adds
 //!   addresses, routes, rules and forwarding. So nothing is claimed or forwarded that no program looks at.
 //! * [`announce_rounds`] tells the network, once rules are live.
+//! * [`Watch`] tells when any of it changes, and [`neighbours`] whether the gateways answer.
 //! * [`delete`] takes everything away; the old holder of an address must be gone before a new one claims it.
 //!
 //! Invariants:
@@ -33,17 +34,21 @@ mod execute;
 mod frame;
 mod mac;
 mod master;
+mod neighbour;
 mod netlink;
 mod netns;
 mod observe;
 mod plan;
 mod probe;
 mod record;
+mod rivals;
 mod routing;
 mod settings;
+mod sever;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use serde::Serialize;
 
@@ -53,11 +58,15 @@ pub use change::{Change, EgressRoute, Hop, Macvlan};
 pub use decode::snapshot;
 pub use error::{Conflict, Difference, Holder, LinkError, MasterFault};
 pub use mac::{Mac, NotAMac};
+pub use neighbour::{Answer, Neighbour, neighbours};
 pub use netns::{Netns, NetnsLock, NetnsRef};
 pub use observe::{Family, Interface, InterfaceAddress, Mark, ObservedMode, PolicyRule, Route, Snapshot, Sysctl};
 pub use plan::Plan;
 pub use probe::probe;
+pub use rivals::Rivals;
 pub use routing::EGRESS_TABLE;
+pub use sever::{End, sever};
+pub use watch::Watch;
 
 use crate::compile::{LinkPlan, RouterName};
 

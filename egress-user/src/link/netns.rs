@@ -169,6 +169,12 @@ impl Netns {
         }
     }
 
+    /// The process that has the [`lock`](Self::lock), as far as this process may know.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        lock_holder(&self.file)
+    }
+
     /// Whether both are the same namespace.
     ///
     /// # Errors

@@ -65,13 +65,14 @@ pub fn probe(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Result<(),
     Err(LinkError::Conflict(holders.into_iter().map(|(address, holder)| Conflict { address, holder }).collect()))
 }
 
-struct Listeners {
+#[derive(Debug)]
+pub(super) struct Listeners {
     arp: OwnedFd,
     ipv6: OwnedFd,
 }
 
 impl Listeners {
-    fn open(index: u32) -> io::Result<Self> {
+    pub(super) fn open(index: u32) -> io::Result<Self> {
         Ok(Self { arp: packet_socket(index, ETH_ARP)?, ipv6: packet_socket(index, ETH_IPV6)? })
     }
 
@@ -102,17 +103,23 @@ impl Listeners {
                     other?;
                 }
             }
-            for socket in [&self.arp, &self.ipv6] {
-                while let Some(frame) = receive(socket)? {
-                    if let Some(claim) = frame::claim(&frame)
-                        && claim.holder != own
-                        && addresses.contains(&claim.address)
-                    {
-                        holders.entry(claim.address).or_insert(claim.holder);
-                    }
+            self.drain(own, addresses, holders)?;
+        }
+    }
+
+    /// Takes down who has claimed one of the addresses in a frame that has come already.
+    pub(super) fn drain(&self, own: Mac, addresses: &[IpAddr], holders: &mut BTreeMap<IpAddr, Mac>) -> io::Result<()> {
+        for socket in [&self.arp, &self.ipv6] {
+            while let Some(frame) = receive(socket)? {
+                if let Some(claim) = frame::claim(&frame)
+                    && claim.holder != own
+                    && addresses.contains(&claim.address)
+                {
+                    holders.entry(claim.address).or_insert(claim.holder);
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ mod diagnostic;
 mod document;
 mod draft;
 mod host;
+mod legacy;
 mod load;
 mod names;
 mod parse;
@@ -32,6 +33,7 @@ mod tests;
 
 pub use check::{ValidRouter, validate};
 pub use diagnostic::{Diagnostic, Problem, Related, Severity, Style, summary};
+pub use legacy::{LEGACY_NAME, LegacyEnvironment, LegacyError, from_legacy};
 pub use load::{Loaded, LoadedRouter, MAX_BYTES, ReadError, load, load_reader, load_str};
 pub use path::FieldPath;
 pub use schema::open_api_schema;

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _};
 
-use crate::{progress, setup, toolchain, workspace};
+use crate::{debian, setup, toolchain, workspace};
 
 /// Modules that the tests' links, qdiscs, sockets and rules need; what these depend on comes with them.
 const MODULES: [&str; 14] = [
@@ -84,26 +84,7 @@ fn fetch(series: &str, dir: &Path) -> Result<String> {
             })?
         }
     };
-    let fetched = tempfile::tempdir_in(dir).with_context(|| format!("make a directory in {}", dir.display()))?;
-    let download = |package: &str| {
-        let mut apt = workspace::foreign_command(Path::new("apt-get"));
-        // As root apt would fetch as a user that may not write here.
-        apt.current_dir(&fetched).args(["-o", "APT::Sandbox::User=root", "download", package]);
-        progress::run(&format!("download {package}"), &mut apt)
-    };
-    // Lists that are out of date name a version that the archive has no more.
-    if download(&package).is_err() {
-        setup::refresh_package_lists()?;
-        download(&package)?;
-    }
-    let mut files = fs::read_dir(&fetched).context("read what was downloaded")?.flatten().map(|entry| entry.path());
-    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let file = file.with_context(|| format!("apt-get downloaded no {package}"))?;
-    let unpacked = fetched.path().join("unpacked");
-    let mut dpkg = workspace::foreign_command(Path::new("dpkg-deb"));
-    progress::run(&format!("unpack {package}"), dpkg.arg("--extract").arg(file).arg(&unpacked))?;
-    // In one step: what is there is whole.
-    fs::rename(&unpacked, dir.join(&package)).with_context(|| format!("put {package} into {}", dir.display()))?;
+    debian::unpack(&package, dir)?;
     Ok(package)
 }
 

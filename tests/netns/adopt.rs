@@ -1,0 +1,117 @@
+//! Taking over from another process, another version, and whoever else has been at the programs.
+
+use std::fs;
+use std::path::Path;
+
+use aya::maps::{HashMap, MapData};
+use egress_lab::address::{SERVER_1, client};
+use egress_lab::{Family, Options};
+
+use crate::live::{LiveTcp, LiveUdp};
+use crate::rig::{Rig, Spec, anyone, at};
+use crate::system::{command, delete, run};
+
+fn spec() -> Spec {
+    Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None)
+}
+
+/// How many restarts: a few, or as many as `EGRESS_RESTARTS` says.
+fn restarts() -> u32 {
+    std::env::var("EGRESS_RESTARTS").ok().map_or(8, |count| count.parse().unwrap())
+}
+
+#[test]
+fn restarts_lose_no_packet_and_leave_nothing_behind() {
+    let mut rig = Rig::start(&spec());
+    let _servers = Family::ALL
+        .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let pins = |rig: &Rig| {
+        let mut names: Vec<_> = walk(rig.router.bpffs());
+        names.sort();
+        names
+    };
+    let before = pins(&rig);
+    for number in 0..restarts() {
+        // As a crash, as an upgrade (the new one is told to take over), and as a rolling restart.
+        match number % 3 {
+            0 => drop(rig.router.kill().unwrap()),
+            1 => assert_eq!(rig.router.terminate().unwrap().code(), Some(0)),
+            _ => {
+                rig.router.kill().unwrap();
+                run(&mut command(&rig.router, "apply")).assert_done();
+            }
+        }
+        // Nobody is at work now.
+        rig.udp(at(client(1), Family::V4, 0), 7000);
+        rig.router.start().unwrap();
+        tcp.iter().for_each(LiveTcp::wait);
+        udp.iter().for_each(LiveUdp::wait);
+        assert_eq!(pins(&rig), before, "restart {number}");
+    }
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_pinned_table_that_is_not_what_it_should_be_is_refused_by_name() {
+    let rig = Rig::prepare(&Options::default(), &spec(), &[]);
+    run(&mut command(&rig.router, "apply")).assert_done();
+    let pin = rig.router.pin("RULES").unwrap();
+    let entries = aya::maps::MapInfo::from_pin(&pin).unwrap().max_entries();
+    const GROWN: u32 = 1;
+    for field in ["key size", "value size", "size", "flags"] {
+        fs::remove_file(&pin).unwrap();
+        match field {
+            "key size" => make::<12, 24>(&pin, entries, GROWN),
+            "value size" => make::<8, 32>(&pin, entries, GROWN),
+            "size" => make::<8, 24>(&pin, entries / 2, GROWN),
+            _ => make::<8, 24>(&pin, entries, 0),
+        }
+        run(&mut command(&rig.router, "apply"))
+            .assert_refused(3, &["RULES", &format!(" has {field} "), "egress-router delete"]);
+    }
+    fs::remove_file(&pin).unwrap();
+    make::<8, 24>(&pin, entries, GROWN);
+    run(&mut command(&rig.router, "apply")).assert_done();
+    let _server = rig.udp_server(at(SERVER_1, Family::V4, 7000));
+    rig.udp(anyone(Family::V4), 7000);
+}
+
+/// Pins a hash table.
+fn make<const KEY: usize, const VALUE: usize>(at: &Path, entries: u32, flags: u32) {
+    HashMap::<MapData, [u8; KEY], [u8; VALUE]>::create(entries, flags).unwrap().pin(at).unwrap();
+}
+
+#[test]
+fn another_versions_layout_is_taken_over_from() {
+    let rig = Rig::prepare(&Options::default(), &spec(), &[]);
+    run(&mut command(&rig.router, "apply")).assert_done();
+    let _servers = Family::ALL.map(|family| rig.tcp_server(at(SERVER_1, family, 8080)));
+    let live = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    // As if these pins, and the programs that they hold, were of another version.
+    let layout = rig.router.pin("RULES").unwrap().parent().unwrap().to_owned();
+    let other = layout.with_file_name("v0");
+    fs::rename(&layout, &other).unwrap();
+    let said = run(&mut command(&rig.router, "apply"));
+    assert!(said.assert_done().stderr.contains("another version"), "{said:?}");
+    assert!(!other.exists(), "the other version's pins are left");
+    // Connections are picked up with their port kept, and lose what was under way for a moment at most.
+    for live in live {
+        live.finish();
+    }
+    let planned = run(&mut command(&rig.router, "plan"));
+    assert!(planned.assert_done().stdout.contains("nothing to change"), "{planned:?}");
+    delete(&rig.router).assert_done();
+    assert!(!rig.router.bpffs().exists());
+}
