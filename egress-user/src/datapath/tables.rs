@@ -241,6 +241,7 @@ mod tests {
             external: interface("net1", &[]),
             snat: vec![],
             cluster_mac: [0; 6],
+            cluster_peer: false,
             mtu: 1500,
         };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();
