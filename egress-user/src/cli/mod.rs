@@ -43,8 +43,8 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
-        Command::Crd(args) => serve::crd(&args),
         Command::ImportLegacy(args) => import::run(&args),
+        Command::Crd(args) => serve::crd(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),
     };
