@@ -174,19 +174,11 @@ impl fmt::Display for Command {
             Self::Rules(_) => "rules",
             Self::Flows(_) => "flows",
             Self::Drops(_) => "drops",
-<<<<<<< HEAD
-            Self::Serve(_) => "serve",
-            Self::Crd(_) => "crd",
-            Self::Top(_) => "top",
-            Self::Trace(_) => "trace",
-            Self::ImportLegacy(_) => "import-legacy",
-=======
             Self::Top(_) => "top",
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
             Self::Serve(_) => "serve",
             Self::Crd(_) => "crd",
->>>>>>> main
             Self::Completions(_) => "completions",
         })
     }

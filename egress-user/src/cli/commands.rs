@@ -42,11 +42,7 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
         Command::Serve(args) => super::serve::run(&args),
-<<<<<<< HEAD
-        Command::Validate(_) | Command::Crd(_) | Command::ImportLegacy(_) | Command::Completions(_) => Ok(()),
-=======
         Command::Validate(_) | Command::ImportLegacy(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
->>>>>>> main
     }
 }
 
