@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::server::Server;
 
 /// kubectl with a server.
-struct Kubectl<'s> {
+pub(crate) struct Kubectl<'s> {
     server: &'s Server,
     program: PathBuf,
 }
@@ -21,7 +21,8 @@ struct Said {
 }
 
 impl<'s> Kubectl<'s> {
-    fn new(server: &'s Server) -> Self {
+    /// kubectl for a server.
+    pub(crate) fn new(server: &'s Server) -> Self {
         // `cargo xtask test api` installs one where there is none, and says where.
         let program = std::env::var_os("EGRESS_KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from);
         Self { server, program }
@@ -63,7 +64,7 @@ impl<'s> Kubectl<'s> {
     }
 
     /// A command that works, and what its output holds.
-    fn says(&self, arguments: &[&str], stdin: &str, wanted: &str) {
+    pub(crate) fn says(&self, arguments: &[&str], stdin: &str, wanted: &str) {
         let said = self.ok_with(arguments, stdin);
         assert!(said.contains(wanted), "kubectl {arguments:?} should say {wanted:?}: {said}");
     }

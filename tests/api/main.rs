@@ -13,5 +13,6 @@ mod excuses;
 mod kube_rs;
 mod kubectl;
 mod placeholders;
+mod routers;
 mod server;
 mod strength;

@@ -4,8 +4,12 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use egress_lab::router::binary;
+use egress_lab::wait::wait_for;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -15,6 +19,9 @@ const TOKENS: &str = "admin-token,admin,1,\"system:masters\"\n\
     nobody-token,nobody,2\n\
     viewer-token,viewer,3,\"egress-router:view:conf\"\n\
     writer-token,writer,4,\"egress-router:edit:conf\"\n";
+
+/// How long it may take to end when asked to.
+const END_WITHIN: Duration = Duration::from_secs(20);
 
 /// A server in a directory of its own. Dropping it ends the process.
 pub(crate) struct Server {
@@ -103,7 +110,12 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            let _gone = process.kill();
+            // Routers that it runs are taken away; one that does not end is killed.
+            let asked = i32::try_from(process.id()).map(Pid::from_raw);
+            let _gone = asked.map(|pid| kill(pid, Signal::SIGTERM));
+            if wait_for("the server to end", END_WITHIN, || process.try_wait().ok().flatten()).is_err() {
+                let _gone = process.kill();
+            }
             let _gone = process.wait();
         }
     }
