@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
@@ -42,6 +43,8 @@ pub struct Options {
     pub existing_flows: ExistingFlows,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
+    /// Becomes true when the router is not wanted any more: it is taken away then.
+    pub gone: Option<watch::Receiver<bool>>,
     /// The file that names the router's namespace, when it was named by one that goes with it (not by a process).
     pub netns_file: Option<PathBuf>,
 }
@@ -83,6 +86,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
     let mut last = Instant::now();
+    let mut gone = keeper.options.gone.clone();
     loop {
         if keeper.master != master {
             master.clone_from(&keeper.master);
@@ -100,6 +104,10 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
             () = keeper.retry_edit.due() => block_in_place(|| keeper.reload()),
             _ = signals.hangup.recv() => block_in_place(|| keeper.reload()),
+            () = is_true(&mut gone) => {
+                keeper.options.on_exit = OnExit::Remove;
+                break;
+            }
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
             () = network.changed() => {
@@ -132,6 +140,16 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         info!("ended; the datapath goes on");
     }
     Ok(())
+}
+
+/// Waits until it is true; without it, for ever.
+async fn is_true(gone: &mut Option<watch::Receiver<bool>>) {
+    if let Some(gone) = gone
+        && gone.wait_for(|gone| *gone).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// A file that is a namespace, by which the user knows it.
