@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use egress_ebpf::contract::LAYOUT;
 use egress_lab::address::{ROUTER, SERVER_1, SNAT, client, external};
 use egress_lab::detector::Detector;
 use egress_lab::endpoint::any_port;
@@ -90,9 +89,7 @@ fn the_agent_repairs_drift() {
         lab.router.ip(drift.split(' ')).unwrap();
     }
     lab.router.sysctl(["net.ipv4.conf.net1.rp_filter=1", "net.ipv4.conf.eth0.forwarding=0"]).unwrap();
-    let folder = fs::read_dir(router.bpffs()).unwrap().next().unwrap().unwrap().path().join(format!("v{LAYOUT}"));
-    let pin = fs::read_dir(&folder).unwrap().flatten().find(|file| file.file_name() == "link_cluster_ingress");
-    fs::remove_file(pin.unwrap().path()).unwrap();
+    fs::remove_file(router.pin("link_cluster_ingress").unwrap()).unwrap();
     let repaired = || running.differences(&System::of(&lab, &router).without(pins)).is_empty();
     wait_until("the agent to repair what drifted", Duration::from_secs(15), || {
         repaired() && router.stderr().contains("put right")

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::keep::Keeper;
 use super::serve::Served;
 use super::watch::Watch;
-use super::{AgentError, ExistingFlows, Router};
+use super::{AgentError, ExistingFlows, Router, service};
 use crate::compile::Desired;
 use crate::link;
 use crate::status::ConditionType;
@@ -41,6 +41,8 @@ pub struct Options {
     pub status_file: Option<PathBuf>,
     /// What becomes of live flows whose rule changes.
     pub existing_flows: ExistingFlows,
+    /// Where to log flows.
+    pub flow_log: Option<PathBuf>,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
     /// Becomes true when the router is not wanted any more: it is taken away then.
@@ -77,6 +79,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     block_in_place(|| keeper.start())?;
     let mut master = keeper.master.clone();
     let mut network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+    service::ready();
     ready();
 
     let every = |period| {
@@ -85,6 +88,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let mut watchdog = service::watchdog();
     let mut last = Instant::now();
     let mut gone = keeper.options.gone.clone();
     loop {
@@ -116,6 +120,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
                 last = Instant::now();
             }
             () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
+            _ = watchdog.tick() => service::alive(),
             _ = sweep.tick() => {
                 if block_in_place(|| keeper.sweep()) {
                     sweep.reset_after(CROWDED_SWEEP);
@@ -133,6 +138,8 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
         }
     }
+    service::stopping();
+    block_in_place(|| keeper.log_flows());
     if keeper.options.on_exit == OnExit::Remove {
         block_in_place(|| keeper.remove())?;
         info!("removed");

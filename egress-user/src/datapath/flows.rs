@@ -13,6 +13,7 @@ use egress_ebpf::timeout::{self, SECOND_NS, protocol};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
+use super::journal::{FlowEvent, Journal};
 use super::maps::{Maps, array_of, failed};
 use super::tally::Tally;
 use super::{DatapathError, batch};
@@ -106,6 +107,11 @@ impl Maps {
         });
         read.map_err(|source| DatapathError::ReadFlows { source })?;
         Ok(entries)
+    }
+
+    /// What happened to flows since the journal was last shown the table.
+    pub(super) fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, DatapathError> {
+        Ok(journal.note(&self.entries()?, &self.config()?, monotonic_ns()))
     }
 
     /// Adds what all flows have counted to a tally.
@@ -204,7 +210,7 @@ impl Maps {
     }
 }
 
-fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
+pub(super) fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
     let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) / SECOND_NS;
     let reply_seen = twin.map_or(0, |twin| twin.seen);
     let class = timeout::class(key.protocol, flow.seen, reply_seen, now_ns.saturating_sub(flow.created_ns));
@@ -245,7 +251,7 @@ pub fn protocol_name(number: u8) -> String {
 }
 
 /// The clock that the programs read (`bpf_ktime_get_coarse_ns`), so that both agree on what has expired.
-pub(super) fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE) else { return 0 };
     let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
     seconds * SECOND_NS + u64::try_from(now.tv_nsec()).unwrap_or_default()

@@ -16,6 +16,7 @@ mod batch;
 mod clsact;
 mod error;
 mod flows;
+mod journal;
 mod load;
 mod maps;
 mod object;
@@ -30,7 +31,8 @@ mod verified;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
-pub use flows::{FlowRow, Swept, protocol_name};
+pub use flows::{FlowRow, Swept, monotonic_ns, protocol_name};
+pub use journal::{FlowEvent, FlowEventKind, Journal};
 pub use load::{Datapath, Installed, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
