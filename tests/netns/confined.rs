@@ -1,7 +1,9 @@
 //! What the running agent has given up, and that it can still do its work; what systemd is told; how much it logs.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
 
 use egress_lab::address::SERVER_1;
 use egress_lab::{Family, Options, wait_until};
@@ -101,4 +103,44 @@ fn a_service_manager_is_told() {
     hear("WATCHDOG=1");
     assert_eq!(rig.router.terminate().unwrap().code(), Some(0));
     hear("STOPPING=1");
+}
+
+/// A process that ends with the test, and takes along those that it started.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_nodes_namespace_is_opened_while_process_1_is_in_sight() {
+    let rig = Rig::prepare(&Options::default(), &spec(), &[]);
+    // A process 1 with every capability, in the node's namespace, as it is for a pod that sees the host's processes.
+    let mut node = Command::new("nsenter");
+    node.arg(format!("--net=/run/netns/{}", rig.node.name())).args([
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "\"$@\" & wait",
+        "sh",
+    ]);
+    let agent = rig.router.reader("run");
+    node.arg(agent.get_program()).args(agent.get_args()).arg("--spec").arg(rig.router.spec());
+    let mut node = Ending(node.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut said = String::new();
+    BufReader::new(node.0.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "ready\n");
+    rig.router_netns().ip(["link", "delete", "net1"]).unwrap();
+    let planned = || run(&mut command(&rig.router, "plan")).stdout;
+    wait_until("the interface to be made again on the node's master", TIMEOUT, || {
+        planned().contains("nothing to change")
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", planned()));
 }

@@ -38,4 +38,5 @@ mod specs;
 mod start;
 mod surroundings;
 mod system;
+mod timeouts;
 mod wire;

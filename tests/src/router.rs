@@ -360,7 +360,10 @@ fn text(of: &Mutex<String>) -> String {
 }
 
 /// What EGRESS_ROUTER_BIN names, else the binary that was built beside the program which runs now.
-fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EGRESS_ROUTER_BIN") {
         return Ok(PathBuf::from(path));
     }

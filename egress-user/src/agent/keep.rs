@@ -157,17 +157,34 @@ impl Keeper {
         }
     }
 
-    /// Removes flows that are over, and looks how the router is.
-    pub(super) fn sweep(&mut self) {
+    /// Removes flows that are over, and looks how the router is. Returns whether the table is so full that the next sweep
+    /// should not be long in coming.
+    pub(super) fn sweep(&mut self) -> bool {
         self.log_flows();
-        match self.router.sweep() {
-            Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
-            Ok(_) => {}
-            Err(failed) => warn!("sweep: {}", Chain(&failed)),
-        }
+        let crowded = match self.router.sweep() {
+            Ok(swept) => {
+                if swept.removed + swept.gave_way > 0 {
+                    debug!(live = swept.live, removed = swept.removed, gave_way = swept.gave_way, "swept flows");
+                }
+                swept.gave_way > 0
+            }
+            Err(failed) => {
+                warn!("sweep: {}", Chain(&failed));
+                false
+            }
+        };
         self.end_stale();
         self.look();
         self.tell();
+        crowded
+    }
+
+    /// The kernel tells of a change: flows look their next hops up again, and whatever has drifted is put right.
+    pub(super) fn network_changed(&mut self) {
+        if let Err(failed) = self.router.refresh_hops() {
+            warn!("after a change of the network: {}", Chain(&failed));
+        }
+        self.mend();
     }
 
     /// Logs which flows began and ended.

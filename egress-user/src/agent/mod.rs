@@ -40,3 +40,4 @@ pub use router::{Applied, REPLY_MARK, Router, Setup};
 pub use run::{OnExit, Options, run};
 pub use status::Status;
 pub use timeouts::conntrack_timeouts;
+pub(crate) use watch::Watch as FileWatch;

@@ -401,7 +401,6 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
-            cluster_peer: false,
             mtu: 0,
         }
     }
@@ -428,6 +427,18 @@ impl Router {
         let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
         let destinations: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.source, flow.destination)).collect();
         Ok(link::sever(&self.setup.place.router, &clients, &destinations)?)
+    }
+
+    /// Lets every flow look its next hops up again: the network has changed.
+    ///
+    /// # Errors
+    ///
+    /// When the tables cannot be read or written.
+    pub fn refresh_hops(&mut self) -> Result<(), AgentError> {
+        match &mut self.datapath {
+            Some(datapath) => Ok(datapath.refresh_hops()?),
+            None => Ok(()),
+        }
     }
 
     /// What happened to flows since the journal was last shown the table.
@@ -467,7 +478,6 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
             addresses: snat.clone(),
         },
         snat,
-        cluster_peer: observed.cluster.kind.as_deref() == Some("veth") && observed.cluster.parent_netns.is_some(),
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }

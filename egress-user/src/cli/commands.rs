@@ -15,9 +15,10 @@ use super::rows::{CountedRule, PlanRow};
 use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
-use crate::compile::{Desired, Protocol, desired_from_file};
+use crate::compile::{Desired, Protocol, RouterName, desired_from_file};
 use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
+use crate::source::{self, Access, Source};
 use crate::spec::Diagnostic;
 use crate::status::Conditions;
 
@@ -108,42 +109,27 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
 }
 
 fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
-    let desired = desired(&args.spec)?;
+    let followed =
+        args.spec.file.as_deref().map(|file| followed_file(file, args.spec.router.as_deref())).transpose()?;
     check_privilege(TO_CHANGE)?;
-    let mut settings = settings(&args.datapath, &router_netns(&args.target)?)?;
-    if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
-        // Served where clients come in.
-        settings.local_ports.push((Protocol::Tcp, metrics.port()));
-    }
-    let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings)?;
-    let options = agent::Options {
-        file: args.spec.file.clone(),
-        router: args.spec.router.clone(),
-        on_exit: match args.on_exit {
-            values::OnExit::Keep => agent::OnExit::Keep,
-            values::OnExit::Remove => agent::OnExit::Remove,
-        },
-        status_file: args.status_file.clone(),
-        flow_log: args.flow_log.clone(),
-        metrics: args.metrics,
-        existing_flows: match args.datapath.existing_flows {
-            values::ExistingFlows::Keep => ExistingFlows::Keep,
-            values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
-            values::ExistingFlows::Cut => ExistingFlows::Cut,
-        },
-        netns_file: args
-            .target
-            .netns
-            .as_ref()
-            .map(|netns| netns.path().to_owned())
-            .filter(|path| !is_of_a_process(path)),
+    // Opened while it may be: process 1 is out of sight once capabilities are given up.
+    let place = place(&args.target, Some(&args.master))?;
+    let start = || started(args, &place);
+    let ready = || {
+        let _reader_gone = output::text("ready\n");
     };
     if args.confine == values::Confine::On {
+        let (router, _) = start()?;
         let mut writable = router.make_room()?;
         for file in [&args.status_file, &args.flow_log].into_iter().flatten() {
             let folder = folder(file);
             std::fs::create_dir_all(&folder).with_context(|| format!("make the folder of {}", file.display()))?;
             writable.push(folder);
+        }
+        if args.spec.api.is_some() {
+            std::fs::create_dir_all(&args.spec.mirror)
+                .with_context(|| format!("make {}", args.spec.mirror.display()))?;
+            writable.push(args.spec.mirror.clone());
         }
         // Before there is any other thread.
         agent::confine(&writable);
@@ -153,14 +139,116 @@ fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("set up the runtime")?;
+    if let (Some(desired), Some(file)) = (followed, &args.spec.file) {
+        let (router, options) = start()?;
+        let options = agent::Options { file: file.clone(), ..options };
+        return runtime.block_on(async {
+            tokio::spawn(log.follow_signals());
+            Ok(agent::run(router, desired, options, ready).await?)
+        });
+    }
+    let access = args.spec.api.as_ref().context("give --spec or --api")?;
+    let name = router_name(args.spec.router.as_deref().unwrap_or_default());
     runtime.block_on(async {
         tokio::spawn(log.follow_signals());
-        agent::run(router, desired, options, || {
-            let _reader_gone = output::text("ready\n");
-        })
-        .await
-    })?;
-    Ok(())
+        let source = Source::new(access, name, &args.spec.mirror).await?;
+        let start = || {
+            let (router, options) = start()?;
+            let status_file = Some(source.status().to_owned());
+            Ok((router, agent::Options { file: source.spec().to_owned(), router: None, status_file, ..options }))
+        };
+        source::run(&source, start, ready).await
+    })
+}
+
+fn followed_file(file: &std::path::Path, router: Option<&str>) -> anyhow::Result<Desired> {
+    let (desired, warnings) = desired_from_file(file, router)?;
+    warn(&warnings);
+    Ok(desired)
+}
+
+/// The router of `run`, and how its agent works.
+fn started(args: &args::Run, place: &Place) -> anyhow::Result<(Router, agent::Options)> {
+    let mut settings = settings(&args.datapath, &place.router)?;
+    if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
+        // Served where clients come in.
+        settings.local_ports.push((Protocol::Tcp, metrics.port()));
+    }
+    let (bpffs, hook) = (args.target.bpffs.clone(), hook(&args.datapath));
+    let router = Router::new(Setup { place: place.clone(), bpffs, hook, settings })?;
+    let options = agent::Options {
+        file: std::path::PathBuf::new(),
+        router: args.spec.router.clone(),
+        on_exit: on_exit(args.on_exit),
+        status_file: args.status_file.clone(),
+        flow_log: args.flow_log.clone(),
+        metrics: args.metrics,
+        existing_flows: existing_flows(&args.datapath),
+        gone: None,
+        netns_file: netns_file(&args.target),
+    };
+    Ok((router, options))
+}
+
+fn on_exit(given: values::OnExit) -> agent::OnExit {
+    match given {
+        values::OnExit::Keep => agent::OnExit::Keep,
+        values::OnExit::Remove => agent::OnExit::Remove,
+    }
+}
+
+fn existing_flows(datapath: &args::Datapath) -> ExistingFlows {
+    match datapath.existing_flows {
+        values::ExistingFlows::Keep => ExistingFlows::Keep,
+        values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
+        values::ExistingFlows::Cut => ExistingFlows::Cut,
+    }
+}
+
+fn netns_file(target: &Target) -> Option<std::path::PathBuf> {
+    target.netns.as_ref().map(|netns| netns.path().to_owned()).filter(|path| !is_of_a_process(path))
+}
+
+/// `NAMESPACE/NAME`, or a name of the default namespace.
+fn router_name(text: &str) -> RouterName {
+    let (namespace, name) = text.split_once('/').unwrap_or((crate::spec::DEFAULT_NAMESPACE, text));
+    RouterName { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+/// Runs a router of the API that this process serves, until a signal.
+///
+/// # Errors
+/// When the router cannot be made, or the agent cannot begin.
+pub(super) fn run_served(served: &super::serve::Served<'_>) -> anyhow::Result<()> {
+    check_privilege(TO_CHANGE)?;
+    let (target, args) = (&served.target, served.args);
+    let start = |source: &Source| -> anyhow::Result<_> {
+        let settings = settings(&args.datapath, &router_netns(target)?)?;
+        let router = router(target, Some(&args.master), hook(&args.datapath), settings)?;
+        let options = agent::Options {
+            file: source.spec().to_owned(),
+            router: None,
+            on_exit: on_exit(args.on_exit),
+            status_file: Some(source.status().to_owned()),
+            flow_log: None,
+            metrics: None,
+            existing_flows: existing_flows(&args.datapath),
+            gone: None,
+            netns_file: netns_file(target),
+        };
+        Ok((router, options))
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("set up the runtime")?;
+    runtime.block_on(async {
+        let access = Access::Kubeconfig(served.kubeconfig.clone());
+        let source = Source::new(&access, router_name(&served.router), &served.directory).await?;
+        let ready = || tracing::info!(router = served.router, "ready");
+        source::run(&source, || start(&source), ready).await
+    })
 }
 
 /// The folder that a file is in.
@@ -313,20 +401,25 @@ fn reader(target: &Target) -> anyhow::Result<Reader> {
 }
 
 fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: Settings) -> anyhow::Result<Router> {
+    let place = place(target, master)?;
+    Ok(Router::new(Setup { place, bpffs: target.bpffs.clone(), hook, settings })?)
+}
+
+/// Opens the namespaces. Without `master`, the router's stands for it.
+fn place(target: &Target, master: Option<&args::Master>) -> anyhow::Result<Place> {
     let router = router_netns(target)?;
     let master = match master {
         Some(args::Master { master_netns: Some(netns) }) => NetnsRef::Path(netns.path().to_owned()).open()?,
         Some(args::Master { master_netns: None }) => Netns::host().context("give --master-netns")?,
         None => router.clone(),
     };
-    let place = Place {
+    Ok(Place {
         router,
         master,
         cluster_interface: target.cluster_interface.clone(),
         external_interface: target.external_interface.clone(),
         reply_mark: Some(REPLY_MARK),
-    };
-    Ok(Router::new(Setup { place, bpffs: target.bpffs.clone(), hook, settings })?)
+    })
 }
 
 /// A router with the settings of the command line.

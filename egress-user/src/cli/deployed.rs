@@ -45,7 +45,8 @@ fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{probe}");
     }
-    let (folder, file) = (run.spec.file.parent().unwrap().to_owned(), run.spec.file.file_name().unwrap().to_owned());
+    let path = run.spec.file.unwrap();
+    let (folder, file) = (path.parent().unwrap().to_owned(), path.file_name().unwrap().to_owned());
     assert_eq!(container["volumeMounts"][0]["mountPath"], folder.to_str().unwrap());
     let spec = kind("ConfigMap")["data"][file.to_str().unwrap()].as_str().unwrap();
     let loaded = crate::spec::load_str("router.yaml", spec);

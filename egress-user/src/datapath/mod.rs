@@ -12,6 +12,7 @@
 //! - Nothing here knows the specification, and of netlink only the clsact filters.
 
 mod attach;
+mod batch;
 mod clsact;
 mod error;
 mod flows;
