@@ -3,6 +3,7 @@
 use std::io;
 
 use futures_util::StreamExt as _;
+use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
@@ -53,7 +54,8 @@ impl Watch {
         // One pending change is as good as many.
         let (sender, changes) = mpsc::channel(1);
         let external = place.external_interface.clone();
-        let mut index = 0;
+        // Neighbours on the cluster interface come and go with clients, and are none of ours.
+        let mut index = place.router.run(|| if_nametoindex(external.as_str()))?.unwrap_or(0);
         let here = move |message: &RouteNetlinkMessage| match message {
             RouteNetlinkMessage::NewLink(link) => {
                 if name(link) == Some(&external) {
@@ -62,7 +64,7 @@ impl Watch {
                 true
             }
             RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
-                index == 0 || neighbour::is_on(message, index)
+                neighbour::is_on(message, index)
             }
             _ => true,
         };
