@@ -104,7 +104,7 @@ impl Router {
     }
 
     /// Makes sure that there is a BPF file system to pin in, and a folder for what outlives the process; then says below
-    /// which folders applies will write, for [`confine`](super::confine).
+    /// which folders applies will write, for [`confine`](super::confine()).
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! What is said of a router: Kubernetes' conditions, and the faults that they come from.
 //!
-//! [`judge`] turns a [`Picture`], what is known at a moment, into the three conditions of an `EgressRouter`'s status:
+//! [`judge()`] turns a [`Picture`], what is known at a moment, into the three conditions of an `EgressRouter`'s status:
 //! `Available` (packets get through), `Progressing` (it is on its way somewhere) and `Degraded` (something is not as the
 //! specification wants it). [`Conditions::update`] takes them over, and remembers since when each is so.
 //!
