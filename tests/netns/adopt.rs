@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use aya::EbpfLoader;
 use aya::maps::{HashMap, MapData};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use egress_lab::address::{SERVER_1, client};
-use egress_lab::{Family, Options};
+use egress_lab::{Family, Options, wait_until};
 
 use crate::live::{LiveTcp, LiveUdp};
-use crate::rig::{Rig, Spec, anyone, at};
+use crate::rig::{Rig, Spec, TIMEOUT, anyone, at};
 use crate::system::{command, delete, run};
 
 fn spec() -> Spec {
@@ -114,4 +117,37 @@ fn another_versions_layout_is_taken_over_from() {
     assert!(planned.assert_done().stdout.contains("nothing to change"), "{planned:?}");
     delete(&rig.router).assert_done();
     assert!(!rig.router.bpffs().exists());
+}
+
+#[test]
+fn a_program_of_somebody_else_outside_ours_is_named() {
+    let rig = Rig::start(&spec());
+    let degraded = || {
+        let status = rig.router.report("status").unwrap();
+        let conditions = status["conditions"].as_array().unwrap().clone();
+        conditions.into_iter().find(|one| one["type"] == "Degraded").unwrap()
+    };
+    // Any program will do; this one looks at a packet of its own making and lets all others pass.
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/egress-datapath.o");
+    let mut stranger = EbpfLoader::new().load_file(&object).unwrap();
+    let program: &mut SchedClassifier = stranger.program_mut("probe_csum_ipv6").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let link = rig.router_netns().run(|| {
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program.attach_with_options("eth0", TcAttachType::Ingress, first).unwrap()
+    });
+    wait_until("the stranger to be told", TIMEOUT, || degraded()["reason"] == "ForeignProgram")
+        .unwrap_or_else(|error| panic!("{error:#}: {}", degraded()));
+    let message = degraded()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("program probe_csum_ipv6 of somebody else stands outside ours on eth0"), "{message}");
+    program.detach(link).unwrap();
+    wait_until("the stranger to be forgotten", TIMEOUT, || degraded()["status"] == "False").unwrap();
+    // Inside ours it is no matter.
+    let _link = rig.router_netns().run(|| {
+        let last = TcAttachOptions::TcxOrder(LinkOrder::last());
+        program.attach_with_options("eth0", TcAttachType::Ingress, last).unwrap()
+    });
+    let started = std::time::Instant::now();
+    wait_until("two looks", TIMEOUT, || started.elapsed() > std::time::Duration::from_secs(7)).unwrap();
+    assert_eq!(degraded()["status"], "False", "{}", degraded());
 }
