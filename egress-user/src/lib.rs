@@ -5,6 +5,8 @@
 //! | room | job | knows |
 //! |---|---|---|
 //! | [`cli`] | the command line, tables and json | everything below |
+//! | [`api`] | the EgressRouter API on one machine, with a store | `spec`; http |
+//! | [`source`] | a router that an API describes: its object to the agent, conditions back | kube; `agent` |
 //! | [`agent`] | reconcile a spec file with the system, watch it, report | everything below |
 //! | [`datapath`] | load, attach, pin and adopt the BPF programs; rules, flows, counters | aya; `compile`'s types |
 //! | [`link`] | the external interface: macvlan, addresses, routes, sysctls, probe, announce | netlink; `compile`'s types; no BPF |
@@ -18,5 +20,6 @@ pub mod cli;
 pub mod compile;
 pub mod datapath;
 pub mod link;
+pub mod source;
 pub mod spec;
 pub mod status;

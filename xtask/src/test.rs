@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build, kernels, prometheus, workspace};
+use crate::{build, kernels, prometheus, setup, workspace};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -30,13 +30,15 @@ enum Layer {
     Differential,
     /// Real sockets in network namespaces
     Netns,
+    /// The API against recorded answers of real API servers, with kubectl and kube-rs, and under load
+    Api,
     /// The programs and the tests on older kernels, emulated; not part of "all"
     Kernels,
 }
 
 impl Layer {
     /// What is run when none is named: what needs this machine only.
-    const LOCAL: [Self; 5] = [Self::Unit, Self::Packet, Self::Model, Self::Differential, Self::Netns];
+    const LOCAL: [Self; 6] = [Self::Unit, Self::Packet, Self::Model, Self::Differential, Self::Netns, Self::Api];
 
     /// What the layer's tests need; what lacks it fails, and never passes by skipping.
     fn needs_system(self) -> bool {
@@ -50,6 +52,7 @@ impl Layer {
             Self::Model => "model",
             Self::Differential => "differential",
             Self::Netns => "netns",
+            Self::Api => "api",
             Self::Kernels => "kernels",
         }
     }
@@ -61,10 +64,14 @@ impl Layer {
             Self::Model => &["--package", "egress-lab", "--test", "model"],
             Self::Differential => &["--package", "egress-lab", "--test", "differential"],
             Self::Netns => &["--package", "egress-lab", "--test", "netns"],
+            Self::Api => &["--package", "egress-lab", "--test", "api"],
             Self::Kernels => return kernels::test(extra),
         };
         let mut cargo = workspace::host_cargo();
         cargo.args(["test", "--locked"]).args(tests).arg("--").args(extra);
+        if self == Self::Api {
+            cargo.env("EGRESS_KUBECTL", setup::ensure_kubectl()?);
+        }
         if self == Self::Netns && !extra.iter().any(|argument| argument.starts_with("--test-threads")) {
             // A lab is six namespaces with traffic: more of them than processors only makes each one's clocks late.
             let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);

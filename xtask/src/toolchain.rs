@@ -105,13 +105,18 @@ fn field(verbose: &str, label: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Where set-up puts its own bpf-linker: a user's cache, which outlives `cargo clean` and serves every checkout.
+/// Where set-up puts its own bpf-linker.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
+    Ok(cache_dir()?.join(format!("bpf-linker-{LINKER_VERSION}-llvm{LLVM}")))
+}
+
+/// Where set-up puts what it makes: a user's cache, which outlives `cargo clean` and serves every checkout.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
         .context("neither HOME nor XDG_CACHE_HOME is set")?;
-    Ok(cache.join("egress-router").join(format!("bpf-linker-{LINKER_VERSION}-llvm{LLVM}")))
+    Ok(cache.join("egress-router"))
 }
 
 /// A bpf-linker of the right version: set-up's own, else one on PATH or where cargo installs.

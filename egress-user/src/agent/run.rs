@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 use super::keep::Keeper;
 use super::serve::Served;
 use super::watch::Watch;
-use super::{AgentError, ExistingFlows, Router};
+use super::{AgentError, ExistingFlows, Router, service};
 use crate::compile::Desired;
 use crate::link;
 use crate::status::ConditionType;
@@ -40,14 +41,20 @@ pub struct Options {
     pub status_file: Option<PathBuf>,
     /// What becomes of live flows whose rule changes.
     pub existing_flows: ExistingFlows,
+    /// Where to log flows.
+    pub flow_log: Option<PathBuf>,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
+    /// Becomes true when the router is not wanted any more: it is taken away then.
+    pub gone: Option<watch::Receiver<bool>>,
     /// The file that names the router's namespace, when it was named by one that goes with it (not by a process).
     pub netns_file: Option<PathBuf>,
 }
 
 /// How often flows that are over are removed, and the gateways asked.
 const SWEEP: Duration = Duration::from_secs(5);
+/// The same, while the table is so full that flows have to give way.
+const CROWDED_SWEEP: Duration = Duration::from_millis(250);
 /// How often the system is compared with what it should be, though nobody tells of a change.
 const REPAIR: Duration = Duration::from_secs(10);
 /// How often the agent looks whether the router's namespace was deleted under it, and whether the programs are attached.
@@ -72,6 +79,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     block_in_place(|| keeper.start())?;
     let mut master = keeper.master.clone();
     let mut network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+    service::ready();
     ready();
 
     let every = |period| {
@@ -80,7 +88,9 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let mut watchdog = service::watchdog();
     let mut last = Instant::now();
+    let mut gone = keeper.options.gone.clone();
     loop {
         if keeper.master != master {
             master.clone_from(&keeper.master);
@@ -98,15 +108,24 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
             () = keeper.retry_edit.due() => block_in_place(|| keeper.reload()),
             _ = signals.hangup.recv() => block_in_place(|| keeper.reload()),
+            () = is_true(&mut gone) => {
+                keeper.options.on_exit = OnExit::Remove;
+                break;
+            }
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
             () = network.changed() => {
                 sleep_until(last + PAUSE).await;
-                block_in_place(|| keeper.mend());
+                block_in_place(|| keeper.network_changed());
                 last = Instant::now();
             }
             () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
-            _ = sweep.tick() => block_in_place(|| keeper.sweep()),
+            _ = watchdog.tick() => service::alive(),
+            _ = sweep.tick() => {
+                if block_in_place(|| keeper.sweep()) {
+                    sweep.reset_after(CROWDED_SWEEP);
+                }
+            }
             _ = repair.tick() => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
                 if name.as_ref().is_some_and(Name::is_gone) {
@@ -119,6 +138,8 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
         }
     }
+    service::stopping();
+    block_in_place(|| keeper.log_flows());
     if keeper.options.on_exit == OnExit::Remove {
         block_in_place(|| keeper.remove())?;
         info!("removed");
@@ -126,6 +147,16 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         info!("ended; the datapath goes on");
     }
     Ok(())
+}
+
+/// Waits until it is true; without it, for ever.
+async fn is_true(gone: &mut Option<watch::Receiver<bool>>) {
+    if let Some(gone) = gone
+        && gone.wait_for(|gone| *gone).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// A file that is a namespace, by which the user knows it.

@@ -38,7 +38,7 @@ impl Status {
     }
 
     /// Reads a file that an agent has written; nothing where none is, or another version's.
-    pub(super) fn read(file: &Path) -> Option<Self> {
+    pub(crate) fn read(file: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(file).ok()?).ok()
     }
 

@@ -11,7 +11,7 @@ use super::AgentError;
 ///
 /// The file's directory is watched, not the file: editors rename a new file over the old one, and a mounted ConfigMap swaps
 /// the symbolic link of a sibling directory.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     changes: mpsc::Receiver<()>,
     _watcher: notify::RecommendedWatcher,
 }
@@ -22,7 +22,7 @@ impl Watch {
     /// # Errors
     ///
     /// [`AgentError::Watch`] when the directory cannot be watched.
-    pub(super) fn new(file: &Path) -> Result<Self, AgentError> {
+    pub(crate) fn new(file: &Path) -> Result<Self, AgentError> {
         // One pending change is as good as many.
         let (sender, changes) = mpsc::channel(1);
         let failed = |source| AgentError::Watch { path: file.to_owned(), source };
@@ -38,7 +38,7 @@ impl Watch {
     }
 
     /// Waits for the next change.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             // The watcher is gone, which only its drop does.
             std::future::pending::<()>().await;

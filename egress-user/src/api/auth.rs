@@ -87,6 +87,13 @@ impl Tokens {
         tokens
     }
 
+    /// With a token for agents besides.
+    #[must_use]
+    pub fn with_agent(mut self, token: &str) -> Self {
+        self.add(token, "egress-router", std::iter::once("egress-router:agent"));
+        self
+    }
+
     fn add<'g>(&mut self, token: &str, name: &str, groups: impl Iterator<Item = &'g str>) {
         let groups = groups.chain(["system:authenticated"]).map(str::to_owned).collect();
         self.users.insert(token.to_owned(), User { name: name.to_owned(), groups });

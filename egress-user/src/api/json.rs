@@ -378,10 +378,23 @@ pub(super) enum Layout {
     Indented,
 }
 
+/// The order of a `Status`, which people read.
+const STATUS_ORDER: [&str; 8] = ["kind", "apiVersion", "metadata", "status", "message", "reason", "details", "code"];
+
 /// Writes a value as Go does: `<`, `>` and `&` escaped.
 pub(super) fn encode(value: &Value, layout: Layout) -> Vec<u8> {
     let mut out = Vec::new();
-    write_value(value, (layout == Layout::Indented).then_some(0), &mut out);
+    let indent = (layout == Layout::Indented).then_some(0);
+    match value {
+        Value::Object(fields) if fields.get("kind").is_some_and(|kind| kind == "Status") => {
+            let mut fields: Vec<(Option<&String>, &Value)> =
+                fields.iter().map(|(key, value)| (Some(key), value)).collect();
+            let place = |key: Option<&String>| STATUS_ORDER.iter().position(|name| key.is_some_and(|key| key == name));
+            fields.sort_by_key(|(key, _)| place(*key).unwrap_or(STATUS_ORDER.len()));
+            write_collection(b'{', b'}', fields.into_iter(), indent, &mut out);
+        }
+        other => write_value(other, indent, &mut out),
+    }
     if layout == Layout::Line {
         out.push(b'\n');
     }

@@ -1,7 +1,7 @@
 //! Lists: of now, of an earlier version, page by page.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Value, json};
 
 use super::form::{ListMeta, versioned};
@@ -133,7 +133,7 @@ impl Asked<'_> {
 /// # Errors
 /// Go's message.
 pub(super) fn version(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| {
+    text.parse().map_err(|_not_a_number: std::num::ParseIntError| {
         format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")
     })
 }
@@ -146,18 +146,27 @@ struct Token {
     start: String,
 }
 
+/// As Go reads it: what is left of the last letter does not matter.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
+
 const TOKEN_FORMAT: &str = "meta.k8s.io/v1";
 
 impl Token {
     fn encode(version: i64, start: &str) -> String {
         let text = json!({"v": TOKEN_FORMAT, "rv": version, "start": start}).to_string();
-        URL_SAFE_NO_PAD.encode(text)
+        BASE64.encode(text)
     }
 
     fn decode(text: &str) -> Result<Self, Refusal> {
         let refuse =
             |what: &str| Refusal::bad_request(format!("invalid continue token: continue key is not valid: {what}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| refuse(&error.to_string()))?;
+        let bytes = BASE64.decode(text).map_err(|error| refuse(&error.to_string()))?;
         let token = json::decode(&bytes).map_err(|what| refuse(&what))?.value;
         if !token.is_object() {
             let what = format!("json: cannot unmarshal {} into Go value of type storage.continueToken", kind(&token));

@@ -170,8 +170,9 @@ pub(super) fn update(ty: &Type, live: Option<&Value>, new: &mut Value, writer: &
             if given.is_empty() { live.map(read).unwrap_or_default() } else { given }
         }
     };
-    if live.is_some() && managers.is_empty() {
-        store(new, &managers);
+    // What does not fit the schema has no fields that could be owned.
+    if (live.is_some() && managers.is_empty()) || ty.check(new, "", false).is_err() {
+        store(new, &Managers::new());
         return;
     }
     let empty = json!({"metadata": {}});
@@ -233,7 +234,7 @@ pub(super) fn apply(
     writer: &Writer<'_>,
     force: bool,
 ) -> Result<Value, Refusal> {
-    if let Err(what) = ty.check(config, "") {
+    if let Err(what) = ty.check(config, "", true) {
         let name = config.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let message =
             format!("failed to create typed patch object (/{name}; {API_VERSION}, Kind=EgressRouter): {what}");
@@ -254,7 +255,6 @@ pub(super) fn apply(
     let merged = ty.merge(Some(&live), Some(config)).unwrap_or_default();
     let mut new = prune(ty, merged, &managers, last.as_ref().map(|last| &last.set));
     restore(&mut new, &live, writer.endpoint);
-    let before = managers.clone();
     let comparison = ty.compare(&live, &new).without(&ignored);
     let touched = comparison.modified.union(&comparison.added);
     let mut conflicts = Vec::new();
@@ -273,13 +273,8 @@ pub(super) fn apply(
         managed.set = managed.set.difference(&Set::of(UNMANAGED));
     }
     managers.retain(|_, managed| !managed.set.is_empty());
-    let mut unchanged = before;
-    if let Some(managed) = unchanged.get_mut(&this) {
-        managed.set = managed.set.difference(&Set::of(UNMANAGED));
-    }
-    unchanged.retain(|_, managed| !managed.set.is_empty());
-    let same_set = last.map(|last| last.set) == managers.get(&this).map(|managed| managed.set.clone());
-    if !(same_set && new == live && managers == unchanged)
+    // An apply that changes nothing of the object has no time, even where it is a manager's first.
+    if new != live
         && let Some(managed) = managers.get_mut(&this)
     {
         managed.time = Some(writer.now.to_owned());

@@ -294,9 +294,7 @@ pub(super) fn check_update(old: &Value, new: &Value) -> Vec<Cause> {
                 "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
                 shown.join(", ")
             );
-            // It is checked twice on the way, and said twice.
-            let cause = Cause::forbidden("metadata.finalizers", &what);
-            causes.extend([cause.clone(), cause]);
+            causes.push(Cause::forbidden("metadata.finalizers", &what));
         }
     }
     for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {

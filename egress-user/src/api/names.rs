@@ -24,7 +24,7 @@ fn is_lower(byte: &u8) -> bool {
 pub(super) fn subdomain(name: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     if name.len() > 253 {
-        wrong.push("must be no more than 253 bytes".to_owned());
+        wrong.push("must be no more than 253 characters".to_owned());
     }
     if !name.split('.').all(|part| is_bounded(part.as_bytes(), b"-", is_lower)) {
         wrong.push(SUBDOMAIN.to_owned());

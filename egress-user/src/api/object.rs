@@ -119,6 +119,10 @@ pub(super) fn read(body: &[u8], ty: BodyType, validation: FieldValidation) -> Re
         return Err(cannot(&format!("json: cannot unmarshal number {number} into Go value of type float64")));
     }
     complete(&mut object, &mut oddities.unknown).map_err(|what| cannot(&what))?;
+    if object.get("kind").and_then(Value::as_str) != Some(KIND) {
+        // It is refused as what it is, whatever is in it.
+        oddities.unknown.clear();
+    }
     match oddities.refusal(validation) {
         Some(what) => Err(cannot(&what)),
         None => Ok((object, oddities.warnings(validation))),
@@ -145,17 +149,15 @@ pub(super) fn complete(object: &mut Value, unknown: &mut Vec<String>) -> Result<
             }
         });
     }
+    schema.drop_nulls(object);
     default(object);
     Ok(())
 }
 
-/// Sets defaults, and takes nulls away that mean nothing.
+/// Sets defaults.
 pub(super) fn default(object: &mut Value) {
     let Some(fields) = object.as_object_mut() else { return };
     for name in ["spec", "status"] {
-        if fields.get(name).is_some_and(Value::is_null) {
-            fields.remove(name);
-        }
         if let (Some(value), Some(schema)) = (fields.get_mut(name), schema().field(name)) {
             schema.default(value);
         }
@@ -207,12 +209,19 @@ fn json_text(object: &Value, body: &[u8]) -> String {
 /// What is wrong with an object that is to be stored, apart from its status.
 pub(super) fn check(object: &Value) -> Vec<Cause> {
     let mut causes = meta::check(object);
+    let mut found = Vec::new();
     match object.get("spec") {
-        None => causes.push(Cause::required("spec", "")),
+        None => found.push(Cause::required("spec", "")),
         Some(spec) => {
             if let Some(schema) = schema().field("spec") {
-                schema.validate(spec, "spec", "spec", &mut causes);
+                schema.validate(spec, "spec", "spec", &mut found);
             }
+        }
+    }
+    // A branch of the schema may find what the schema itself finds.
+    for cause in found {
+        if !causes.contains(&cause) {
+            causes.push(cause);
         }
     }
     causes

@@ -89,7 +89,10 @@ fn manager_of(agent: Option<&str>) -> String {
     let name: String = name.chars().filter(|character| !character.is_control()).collect();
     let cut =
         name.char_indices().map(|(at, character)| at + character.len_utf8()).take_while(|end| *end <= MAX_MANAGER);
-    name.get(..cut.last().unwrap_or(0)).unwrap_or_default().to_owned()
+    match name.get(..cut.last().unwrap_or(0)) {
+        None | Some("") => "unknown".to_owned(),
+        Some(name) => name.to_owned(),
+    }
 }
 
 fn check_manager(manager: &str) -> Option<Cause> {

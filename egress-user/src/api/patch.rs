@@ -34,8 +34,8 @@ pub(super) fn json_patch(object: &Value, patch: &[u8]) -> Result<(Value, Duplica
     for operation in operations {
         check_operation(&operation)?;
         let read = serde_json::from_value::<json_patch::PatchOperation>(operation);
-        let operation = read.map_err(|_| Refusal::unprocessable())?;
-        json_patch::patch(&mut patched, &[operation]).map_err(|_| Refusal::unprocessable())?;
+        let operation = read.map_err(|_unfit| Refusal::unprocessable())?;
+        json_patch::patch(&mut patched, &[operation]).map_err(|_unfit| Refusal::unprocessable())?;
     }
     Ok((patched, decoded.duplicates))
 }

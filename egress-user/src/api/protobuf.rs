@@ -13,6 +13,21 @@ pub(super) fn encode(value: &Value) -> Vec<u8> {
         "APIGroup" => group(value),
         "APIVersions" => versions(value),
         "APIResourceList" => resources(value),
+        "PartialObjectMetadata" => partial(value),
+        "PartialObjectMetadataList" => {
+            let mut message = Message::default();
+            let mut metadata = Message::default();
+            let list = value.get("metadata").unwrap_or(&Value::Null);
+            metadata.text(1, "");
+            metadata.text(2, text_of(list, "resourceVersion"));
+            metadata.text(3, text_of(list, "continue"));
+            if let Some(remaining) = list.get("remainingItemCount").and_then(Value::as_u64) {
+                metadata.number(4, remaining);
+            }
+            message.bytes(1, &metadata.0);
+            message.each(2, value.get("items"), partial);
+            message
+        }
         _ => Message::default(),
     };
     let mut ty = Message::default();
@@ -24,6 +39,85 @@ pub(super) fn encode(value: &Value) -> Vec<u8> {
     unknown.text(3, "");
     unknown.text(4, "");
     [MAGIC, &unknown.0].concat()
+}
+
+/// Writes an event of a watch: its length, then the event.
+pub(super) fn encode_event(event: &Value) -> Vec<u8> {
+    let mut raw = Message::default();
+    raw.bytes(1, &encode(event.get("object").unwrap_or(&Value::Null)));
+    let mut message = Message::default();
+    message.text(1, text_of(event, "type"));
+    message.bytes(2, &raw.0);
+    let length = u32::try_from(message.0.len()).unwrap_or_default().to_be_bytes();
+    [&length, message.0.as_slice()].concat()
+}
+
+fn partial(value: &Value) -> Message {
+    let mut message = Message::default();
+    message.bytes(1, &metadata(value.get("metadata").unwrap_or(&Value::Null)).0);
+    message
+}
+
+fn metadata(value: &Value) -> Message {
+    let mut message = Message::default();
+    let texts = ["name", "generateName", "namespace", "selfLink", "uid", "resourceVersion"];
+    for (field, name) in (1..).zip(texts) {
+        message.text(field, text_of(value, name));
+    }
+    message.number(7, value.get("generation").and_then(Value::as_u64).unwrap_or_default());
+    message.bytes(8, &time(value.get("creationTimestamp")).0);
+    if value.get("deletionTimestamp").is_some() {
+        message.bytes(9, &time(value.get("deletionTimestamp")).0);
+    }
+    if let Some(seconds) = value.get("deletionGracePeriodSeconds").and_then(Value::as_u64) {
+        message.number(10, seconds);
+    }
+    for (field, name) in [(11, "labels"), (12, "annotations")] {
+        for (key, value) in value.get(name).and_then(Value::as_object).into_iter().flatten() {
+            let mut entry = Message::default();
+            entry.text(1, key);
+            entry.text(2, value.as_str().unwrap_or_default());
+            message.bytes(field, &entry.0);
+        }
+    }
+    message.each(13, value.get("ownerReferences"), |owner| {
+        let mut message = Message::default();
+        for (field, name) in [(1, "kind"), (3, "name"), (4, "uid"), (5, "apiVersion")] {
+            message.text(field, text_of(owner, name));
+        }
+        for (field, name) in [(6, "controller"), (7, "blockOwnerDeletion")] {
+            if let Some(set) = owner.get(name).and_then(Value::as_bool) {
+                message.number(field, u64::from(set));
+            }
+        }
+        message
+    });
+    message.texts(14, value.get("finalizers"));
+    message.each(17, value.get("managedFields"), |entry| {
+        let mut message = Message::default();
+        for (field, name) in [(1, "manager"), (2, "operation"), (3, "apiVersion")] {
+            message.text(field, text_of(entry, name));
+        }
+        if entry.get("time").is_some() {
+            message.bytes(4, &time(entry.get("time")).0);
+        }
+        message.text(6, text_of(entry, "fieldsType"));
+        let mut fields = Message::default();
+        fields.text(1, &super::json::compact(entry.get("fieldsV1").unwrap_or(&Value::Null)));
+        message.bytes(7, &fields.0);
+        message.text(8, text_of(entry, "subresource"));
+        message
+    });
+    message
+}
+
+fn time(value: Option<&Value>) -> Message {
+    let mut message = Message::default();
+    let text = value.and_then(Value::as_str).unwrap_or_default();
+    let seconds = text.parse::<jiff::Timestamp>().map_or(0, jiff::Timestamp::as_second);
+    message.number(1, u64::try_from(seconds).unwrap_or_default());
+    message.number(2, 0);
+    message
 }
 
 #[derive(Default)]

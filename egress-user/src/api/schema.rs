@@ -184,6 +184,28 @@ impl Schema {
         }
     }
 
+    /// Takes away nulls where there can be none and nothing else is to be had.
+    pub(super) fn drop_nulls(&self, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                for (name, schema) in &self.fields {
+                    if schema.default.is_none() && !schema.nullable && fields.get(name).is_some_and(Value::is_null) {
+                        fields.remove(name);
+                    }
+                    if let Some(value) = fields.get_mut(name) {
+                        schema.drop_nulls(value);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                if let Some(schema) = self.items() {
+                    items.iter_mut().for_each(|item| schema.drop_nulls(item));
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Puts defaults where nothing, or an impossible null, is.
     pub(super) fn default(&self, value: &mut Value) {
         match value {
@@ -200,14 +222,8 @@ impl Schema {
     fn default_fields(&self, fields: &mut Map<String, Value>) {
         for (name, schema) in &self.fields {
             let null = fields.get(name).is_some_and(Value::is_null) && !schema.nullable;
-            match &schema.default {
-                Some(default) if null || !fields.contains_key(name) => {
-                    fields.insert(name.clone(), default.clone());
-                }
-                None if null => {
-                    fields.remove(name);
-                }
-                _ => {}
+            if let Some(default) = schema.default.as_ref().filter(|_| null || !fields.contains_key(name)) {
+                fields.insert(name.clone(), default.clone());
             }
             if let Some(value) = fields.get_mut(name) {
                 schema.default(value);
@@ -267,7 +283,7 @@ impl Schema {
             }
             (Kind::Integer, Value::Number(number)) if number.is_i64() => None,
             (Kind::Integer, Value::Number(_)) => wrong("int32", "float64"),
-            (Kind::Integer, Value::Bool(_)) => wrong("int32", ""),
+            (Kind::Integer, Value::Bool(_) | Value::Object(_)) => wrong("int32", ""),
             (Kind::String, Value::Number(number)) if self.format.is_some() => {
                 wrong(self.format_name(), if number.is_i64() { "int64" } else { "float64" })
             }

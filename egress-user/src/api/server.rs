@@ -56,7 +56,6 @@ pub(super) struct Server {
 /// A request, taken apart.
 struct Call {
     asked: Asked,
-    method: Method,
     body: Option<Body>,
 }
 
@@ -87,7 +86,7 @@ pub(super) async fn serve(State(server): State<Arc<Server>>, request: Request) -
     let verb = verb(&target, &parts.method, &query);
     let watch = verb == "watch";
     let asked = Asked { headers: parts.headers, query, http: parts.version, watch };
-    let mut call = Call { asked, method: parts.method, body: Some(body) };
+    let mut call = Call { asked, body: Some(body) };
     let mut warnings = Vec::new();
     let answered = server.answer(&mut call, &target, verb, &mut warnings).await;
     let mut response = answered.unwrap_or_else(|refusal| call.asked.refuse(&refusal));
@@ -139,7 +138,7 @@ impl Server {
         match target {
             Target::Routers(routers) if verb == "watch" => self.watch(&call.asked, routers),
             Target::Routers(routers) => {
-                let _permit = self.in_flight.try_acquire().map_err(|_| Refusal::too_many_requests())?;
+                let _permit = self.in_flight.try_acquire().map_err(|_full| Refusal::too_many_requests())?;
                 self.routers(call, routers, verb).await
             }
             Target::Core(path) => self.core(&call.asked, path, verb),
@@ -227,7 +226,7 @@ impl Server {
             options.selector = options.selector.named(name);
         }
         let include = Self::include(asked, &accepted)?;
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| Refusal::too_many_requests())?;
+        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_full| Refusal::too_many_requests())?;
         let watch = Watch::new(&self.store, routers.namespace.clone(), options, accepted.clone(), include)?;
         let events = futures_util::StreamExt::map(watch.into_stream(), move |event| {
             // The watch is one of those that are let in for as long as it lasts.

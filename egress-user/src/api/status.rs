@@ -15,15 +15,15 @@ pub(super) struct Refusal {
     reason: &'static str,
     /// For people.
     pub(super) message: String,
-    details: Option<Value>,
+    details: Option<Box<Value>>,
     /// Where a client with an expired continue token may go on.
-    continue_at: Option<String>,
+    continue_at: Option<Box<str>>,
     /// Warnings that were found on the way.
     pub(super) warnings: Vec<String>,
 }
 
 /// Something wrong with a field.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cause {
     reason: &'static str,
     message: String,
@@ -94,7 +94,7 @@ impl Refusal {
     }
 
     fn with_details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 
@@ -232,7 +232,7 @@ impl Refusal {
             remainder of the results. Continuing with the provided token results in an inconsistent list - objects \
             that were created, modified, or deleted between the time the first chunk was returned and now may show \
             up in the list.";
-        Self { continue_at: Some(token), ..Self::expired(message) }
+        Self { continue_at: Some(token.into()), ..Self::expired(message) }
     }
 
     pub(super) fn version_too_large(asked: u64, newest: u64) -> Self {
@@ -297,7 +297,7 @@ impl Refusal {
                 fields.insert("reason".to_owned(), self.reason.into());
             }
             if let Some(details) = &self.details {
-                fields.insert("details".to_owned(), details.clone());
+                fields.insert("details".to_owned(), (**details).clone());
             }
         }
         status

@@ -81,7 +81,7 @@ pub(super) enum WriteError {
 }
 
 /// Namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Key {
     /// Namespace.
     pub(super) namespace: String,
@@ -94,6 +94,11 @@ impl Key {
         Self { namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
+    /// The bytes that keys are ordered by: those of `namespace/name`.
+    fn bytes(&self) -> impl Iterator<Item = u8> {
+        self.namespace.bytes().chain([b'/']).chain(self.name.bytes())
+    }
+
     fn record(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
@@ -101,6 +106,18 @@ impl Key {
     fn from_record(record: &str) -> Self {
         let (namespace, name) = record.split_once('/').unwrap_or(("", record));
         Self::new(namespace, name)
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.bytes().cmp(other.bytes())
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 

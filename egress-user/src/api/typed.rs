@@ -110,11 +110,11 @@ impl Type {
         }
     }
 
-    /// Checks that a value has this type.
+    /// Checks that a value has this type; `strict` as for what is applied.
     ///
     /// # Errors
     /// The first field that has not.
-    pub(super) fn check(&self, value: &Value, path: &str) -> Result<(), String> {
+    pub(super) fn check(&self, value: &Value, path: &str, strict: bool) -> Result<(), String> {
         let expected = |what: &str, value: &Value| {
             let place = if path.is_empty() { String::new() } else { format!("{path}: ") };
             Err(format!("{place}expected {what}, got {}", go_value(value, what)))
@@ -133,17 +133,17 @@ impl Type {
                     let Some((ty, _)) = self.field(name) else {
                         return Err(format!("{place}: field not declared in schema"));
                     };
-                    ty.check(value, &place)?;
+                    ty.check(value, &place, strict)?;
                 }
                 Ok(())
             }
             (Self::Struct(_) | Self::Map(_), value) => expected("map", value),
-            (Self::Set | Self::Keyed { .. }, Value::Array(items)) => self.check_items(items, path),
+            (Self::Set | Self::Keyed { .. }, Value::Array(items)) => self.check_items(items, path, strict),
             (Self::Set | Self::Keyed { .. }, value) => expected("list", value),
         }
     }
 
-    fn check_items(&self, items: &[Value], path: &str) -> Result<(), String> {
+    fn check_items(&self, items: &[Value], path: &str, strict: bool) -> Result<(), String> {
         let mut seen: Vec<String> = Vec::new();
         for (index, item) in items.iter().enumerate() {
             if let Self::Keyed { keys, .. } = self
@@ -157,8 +157,9 @@ impl Type {
                 ));
             }
             let step = self.step(item);
-            self.item_type().check(item, &format!("{path}{}", shown(&step)))?;
-            if seen.contains(&step) {
+            self.item_type().check(item, &format!("{path}{}", shown(&step)), strict)?;
+            // Objects that are stored may have an item of a set twice; nothing that is applied may.
+            if seen.contains(&step) && (strict || matches!(self, Self::Keyed { .. })) {
                 return Err(format!("{path}: duplicate entries for key {}", shown(&step)));
             }
             seen.push(step);

@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep_until};
 use super::form::{self, Include, versioned};
 use super::json::{Layout, encode};
 use super::list::{self, ListOptions};
-use super::meta;
-use super::negotiate::{Accepted, Form};
+use super::negotiate::{Accepted, Encoding, Form};
 use super::status::Refusal;
 use super::store::{Change, Store, Stored};
+use super::{meta, protobuf};
 use crate::spec::{API_VERSION, KIND};
 
 /// Changes that are looked at in one go.
@@ -212,6 +212,10 @@ impl Watch {
     }
 
     fn push(&mut self, event: &Value) {
-        self.pending.push_back(Bytes::from(encode(event, Layout::Line)));
+        let bytes = match self.accepted.encoding {
+            Encoding::Protobuf => protobuf::encode_event(event),
+            _ => encode(event, Layout::Line),
+        };
+        self.pending.push_back(Bytes::from(bytes));
     }
 }

@@ -114,9 +114,6 @@ pub(super) async fn create(
     target.namespaces.check(target.namespace).map_err(|refusal| refuse(refusal, &warnings))?;
     warnings.extend(meta::fold_owners(&mut object));
     let now = meta::now();
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
         meta::set(&mut object, field, None);
     }
@@ -124,8 +121,10 @@ pub(super) async fn create(
     meta::set(&mut object, "creationTimestamp", Some(now.clone().into()));
     meta::set(&mut object, "generation", Some(1.into()));
     let writer = Writer { name: &options.manager, endpoint: Endpoint::Main, now: &now };
-    meta::set(&mut object, "managedFields", None);
     managed::update(object::object_type(), None, &mut object, &writer);
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
     store_new(target, object, options, warnings).await
 }
 
@@ -426,7 +425,14 @@ impl Replacement<'_> {
         self.check_version(&object, live)?;
         let object = self.prepared(&before, object);
         object::check_kind(&object)?;
-        let mut causes = meta::check_update(&before, &object);
+        // Metadata is checked at several places of the original, and each adds what it finds to the causes.
+        let mut causes = Vec::new();
+        for _ in 0..2 {
+            causes.extend(meta::check_update(&before, &object));
+            if self.endpoint == Endpoint::Main {
+                causes.extend(meta::check(&object));
+            }
+        }
         match self.endpoint {
             Endpoint::Main => causes.extend(object::check(&object)),
             Endpoint::Status => causes.extend(object::check_status(&object)),
@@ -447,7 +453,7 @@ impl Replacement<'_> {
         let key = Key::new(self.target.namespace, self.name);
         let mut stripped = object.clone();
         meta::set(&mut stripped, "resourceVersion", None);
-        let to = if ends { Target::Gone(stripped) } else { Target::Object(stripped) };
+        let to = if ends { Target::Gone((*live.value).clone()) } else { Target::Object(stripped) };
         match self.target.store.write(Write { key, based_on: Some(live.version), to }).await {
             // What is gone is shown as it was stored last.
             Ok(_) if ends => Ok(Some(Written { code: 200, object, warnings })),
@@ -538,9 +544,7 @@ pub(super) async fn delete(
         check_preconditions(&before, live.version, name, options)?;
         let finalizers = finalizers_after(&before, options.propagation);
         let (object, to) = if finalizers.is_empty() {
-            let mut last = (*live.value).clone();
-            meta::set(&mut last, "finalizers", None);
-            (before.clone(), Target::Gone(last))
+            (before.clone(), Target::Gone((*live.value).clone()))
         } else {
             let marked = marked(&before, &finalizers);
             let mut stripped = marked.clone();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 /// Levels of nesting that are read.
 const MAX_DEPTH: usize = 100;
 /// Values of a document with every alias written out.
-const MAX_VALUES: usize = 1_000_000;
+const MAX_VALUES: usize = 100_000;
 
 /// A document that was read.
 #[derive(Debug)]
@@ -24,7 +24,10 @@ pub(super) struct Decoded {
 /// # Errors
 /// What is wrong, in the words of Go's parser where they are known.
 pub(super) fn decode(text: &[u8]) -> Result<Decoded, String> {
-    let text = str::from_utf8(text).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
+    let text = str::from_utf8(text).map_err(|_invalid| "yaml: invalid leading UTF-8 octet".to_owned())?;
+    if text.starts_with('\t') {
+        return Err("yaml: found character that cannot start any token".to_owned());
+    }
     let options = granit_parser::options! {
         emit_comments: false,
         flow_nesting_limit: MAX_DEPTH,
@@ -47,7 +50,11 @@ pub(super) fn decode(text: &[u8]) -> Result<Decoded, String> {
 fn in_gos_words(line: usize, info: &str) -> String {
     let what = if info.contains("tab") || info.contains("cannot start") {
         "found character that cannot start any token"
-    } else if info.contains("flow") || info.contains("end of stream") || info.contains("EOF") {
+    } else if info.contains("unclosed")
+        || info.contains("flow")
+        || info.contains("end of stream")
+        || info.contains("EOF")
+    {
         "did not find expected node content"
     } else {
         info
@@ -57,12 +64,13 @@ fn in_gos_words(line: usize, info: &str) -> String {
 
 struct Open {
     anchor: usize,
+    line: usize,
     items: Items,
 }
 
 enum Items {
     List(Vec<Value>),
-    Map { fields: Map<String, Value>, key: Option<(String, usize)> },
+    Map { fields: Map<String, Value>, key: Option<String> },
 }
 
 struct Builder {
@@ -80,15 +88,15 @@ impl Builder {
                 let value = if style == ScalarStyle::Plain { plain(&text) } else { Value::String(text.into_owned()) };
                 self.deliver(anchor, value, line)
             }
-            Event::SequenceStart(_, anchor, _) => self.open(anchor, Items::List(Vec::new())),
-            Event::MappingStart(_, anchor, _) => self.open(anchor, Items::Map { fields: Map::new(), key: None }),
+            Event::SequenceStart(_, anchor, _) => self.open(anchor, line, Items::List(Vec::new())),
+            Event::MappingStart(_, anchor, _) => self.open(anchor, line, Items::Map { fields: Map::new(), key: None }),
             Event::SequenceEnd | Event::MappingEnd => {
                 let Some(open) = self.stack.pop() else { return Ok(()) };
                 let value = match open.items {
                     Items::List(items) => Value::Array(items),
                     Items::Map { fields, .. } => Value::Object(fields),
                 };
-                self.deliver(open.anchor, value, line)
+                self.deliver(open.anchor, value, open.line)
             }
             Event::Alias(id) => {
                 let value = self.anchors.get(&id).cloned().ok_or("yaml: anchor value contains itself")?;
@@ -99,8 +107,8 @@ impl Builder {
         }
     }
 
-    fn open(&mut self, anchor: usize, items: Items) -> Result<(), String> {
-        self.stack.push(Open { anchor, items });
+    fn open(&mut self, anchor: usize, line: usize, items: Items) -> Result<(), String> {
+        self.stack.push(Open { anchor, line, items });
         if self.stack.len() > MAX_DEPTH { Err("yaml: exceeded max depth".to_owned()) } else { Ok(()) }
     }
 
@@ -116,8 +124,8 @@ impl Builder {
             None => self.root = Some(value),
             Some(Items::List(items)) => items.push(value),
             Some(Items::Map { fields, key }) => match key.take() {
-                None => *key = Some((key_text(value)?, line)),
-                Some((name, line)) => {
+                None => *key = Some(key_text(value)?),
+                Some(name) => {
                     if fields.insert(name.clone(), value).is_some() {
                         self.duplicates.push(format!("line {line}: key {name:?} already set in map"));
                     }
@@ -277,9 +285,7 @@ impl Writer {
     fn scalar(&mut self, text: &str, indent: usize, fold: bool) {
         if text.contains('\n') && fold && is_printable(text) {
             self.literal(text, indent);
-        } else if !is_printable(text) || text.contains('\n') {
-            self.double_quoted(text, indent, fold);
-        } else if needs_double_quotes(text) {
+        } else if !is_printable(text) || text.contains('\n') || needs_double_quotes(text) {
             self.double_quoted(text, indent, fold);
         } else if is_plain(text) {
             self.folded(text, indent, fold, |text, c| text.push(c));

@@ -13,7 +13,8 @@ use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
 use super::serve::{Crd, Serve};
 use super::trace::Traced;
-use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
+use super::values::{Confine, ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
+use crate::source::Access;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -66,8 +67,10 @@ Example:
 Examples:
   egress-router run --spec router.yaml
   egress-router run --spec router.yaml --netns router --local-port tcp/9090 --on-exit remove
+  egress-router run --api router.kubeconfig --router default/egress
 
-Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it.")]
+Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it; SIGUSR1 makes the
+log say more, SIGUSR2 as much as at the start.")]
     Run(Run),
 
     /// Apply a specification once and exit; what it set up goes on working.
@@ -139,6 +142,13 @@ Examples:
 Accepts what the image accepted, and refuses with its words what it refused.")]
     ImportLegacy(ImportLegacy),
 
+    /// Print the manual page, or write the pages of all commands.
+    #[command(after_help = "\
+Examples:
+  egress-router man | man -l -
+  egress-router man --directory /usr/local/share/man/man1")]
+    Man(Man),
+
     /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
     #[command(after_help = "\
 Example:
@@ -177,6 +187,7 @@ impl fmt::Display for Command {
             Self::Top(_) => "top",
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
+            Self::Man(_) => "man",
             Self::Serve(_) => "serve",
             Self::Crd(_) => "crd",
             Self::Completions(_) => "completions",
@@ -233,7 +244,7 @@ pub struct Plan {
 pub struct Run {
     /// What is wanted.
     #[command(flatten)]
-    pub spec: Spec,
+    pub spec: Followed,
     /// Where.
     #[command(flatten)]
     pub target: Target,
@@ -251,6 +262,14 @@ pub struct Run {
     /// File to write the router's status to, as JSON, whenever it changes.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
+
+    /// File to log flows to, a JSON line for each that began and each that ended.
+    #[arg(long, value_name = "FILE", help_heading = "Agent")]
+    pub flow_log: Option<PathBuf>,
+
+    /// `off` keeps capabilities, files and system calls that the agent does not need.
+    #[arg(long, value_enum, default_value_t, value_name = "ON|OFF", help_heading = "Agent")]
+    pub confine: Confine,
 
     /// Where to serve `/metrics` (OpenMetrics), `/healthz` and `/readyz`, as in 0.0.0.0:9180. In the router's own namespace
     /// the fallback leaves that port alone.
@@ -446,6 +465,14 @@ pub struct ImportLegacy {
     pub name: String,
 }
 
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Folder to write a page for each command to, instead of printing one.
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
 /// Arguments of `completions`.
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -465,6 +492,33 @@ pub struct Spec {
     /// Which router, when the file has several.
     #[arg(long, value_name = "[NAMESPACE/]NAME")]
     pub router: Option<String>,
+}
+
+/// Which specification, of a file or of an API.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Specification")]
+pub struct Followed {
+    /// File with the EgressRouter, YAML or JSON.
+    #[arg(id = "spec", long = "spec", value_name = "FILE", required_unless_present = "api")]
+    pub file: Option<PathBuf>,
+
+    /// Follow an object of an API instead, and write its status: a kubeconfig, or `in-cluster`.
+    #[arg(long, value_name = "KUBECONFIG|in-cluster", conflicts_with = "spec", requires = "router",
+        value_parser = api_access)]
+    pub api: Option<Access>,
+
+    /// Which router, when the file has several; of an API always.
+    #[arg(long, value_name = "[NAMESPACE/]NAME")]
+    pub router: Option<String>,
+
+    /// Directory for the last word of an API, which holds while it cannot be reached.
+    #[arg(long, value_name = "DIR", default_value = "/run/egress-router/api")]
+    pub mirror: PathBuf,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the form of a value parser")]
+fn api_access(text: &str) -> Result<Access, std::convert::Infallible> {
+    Ok(if text == "in-cluster" { Access::InCluster } else { Access::Kubeconfig(PathBuf::from(text)) })
 }
 
 /// Which router of this machine.
@@ -576,7 +630,22 @@ mod tests {
         assert_eq!((run.target.netns, run.master.master_netns), (None, None));
         assert_eq!((run.datapath.flows, run.datapath.hook), (65536, Hook::Auto));
         assert_eq!((run.on_exit, run.datapath.existing_flows), (OnExit::Keep, ExistingFlows::Keep));
-        assert_eq!((run.spec.file, run.spec.router), (PathBuf::from("f"), None));
+        assert_eq!((run.spec.file, run.spec.router), (Some(PathBuf::from("f")), None));
+    }
+
+    #[test]
+    fn a_router_of_an_api_is_named() {
+        let Ok(Command::Run(run)) = parse("run --api in-cluster --router a/b") else { panic!("run") };
+        assert_eq!((run.spec.api, run.spec.file), (Some(Access::InCluster), None));
+        for line in
+            ["run --api k", "run --api k --spec f --router a/b", "run --router a/b", "serve", "serve --data d --run x"]
+        {
+            assert!(parse(line).is_err_and(|error| error.exit_code() == 2), "{line:?}");
+        }
+        let Ok(Command::Serve(serve)) = parse("serve --data d --run a/b=ns --run a/c=/run/netns/x") else {
+            panic!("serve")
+        };
+        assert_eq!((serve.routers.len(), serve.listen.port()), (2, 6443));
     }
 
     #[test]

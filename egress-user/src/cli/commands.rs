@@ -1,23 +1,24 @@
 //! The commands that touch the system.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use egress_ebpf::timeout;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{self, Command, Target};
+use super::log::Log;
 use super::output::{self, Format};
 use super::rows::{CountedRule, PlanRow};
 use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
-use crate::compile::{Desired, Protocol, desired_from_file};
+use crate::compile::{Desired, Protocol, RouterName, desired_from_file};
 use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
+use crate::source::{self, Access, Source};
 use crate::spec::Diagnostic;
 use crate::status::Conditions;
 
@@ -26,10 +27,10 @@ use crate::status::Conditions;
 /// # Errors
 /// A `SpecError` when the specification is at fault; anything else is the system's.
 pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> {
-    start_log(level);
+    let log = Log::start(level);
     match command {
         Command::Plan(args) => plan(&args),
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run(&args, log),
         Command::Apply(args) => apply(&args),
         Command::Delete(args) => delete(&args),
         Command::Status(args) => status(&args),
@@ -42,21 +43,11 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
         Command::Serve(args) => super::serve::run(&args),
-        Command::Validate(_) | Command::ImportLegacy(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
-    }
-}
-
-/// Lines for a person at a terminal, JSON for whatever else reads standard error.
-fn start_log(level: LogLevel) {
-    use std::io::IsTerminal as _;
-
-    let level: tracing::Level = level.into();
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::from_level(level).into()).parse_lossy("");
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_target(false);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
+        Command::Validate(_)
+        | Command::ImportLegacy(_)
+        | Command::Man(_)
+        | Command::Crd(_)
+        | Command::Completions(_) => Ok(()),
     }
 }
 
@@ -117,9 +108,61 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
     text
 }
 
-fn run(args: &args::Run) -> anyhow::Result<()> {
-    let desired = desired(&args.spec)?;
+fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
+    let followed =
+        args.spec.file.as_deref().map(|file| followed_file(file, args.spec.router.as_deref())).transpose()?;
     check_privilege(TO_CHANGE)?;
+    let start = || started(args);
+    let ready = || {
+        let _reader_gone = output::text("ready\n");
+    };
+    if args.confine == values::Confine::On {
+        let (router, _) = start()?;
+        let mut writable = router.make_room()?;
+        writable.extend([&args.status_file, &args.flow_log].into_iter().flatten().map(|file| folder(file)));
+        if args.spec.api.is_some() {
+            std::fs::create_dir_all(&args.spec.mirror)
+                .with_context(|| format!("make {}", args.spec.mirror.display()))?;
+            writable.push(args.spec.mirror.clone());
+        }
+        // Before there is any other thread.
+        agent::confine(&writable);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("set up the runtime")?;
+    if let (Some(desired), Some(file)) = (followed, &args.spec.file) {
+        let (router, options) = start()?;
+        let options = agent::Options { file: file.clone(), ..options };
+        return runtime.block_on(async {
+            tokio::spawn(log.follow_signals());
+            Ok(agent::run(router, desired, options, ready).await?)
+        });
+    }
+    let access = args.spec.api.as_ref().context("give --spec or --api")?;
+    let name = router_name(args.spec.router.as_deref().unwrap_or_default());
+    runtime.block_on(async {
+        tokio::spawn(log.follow_signals());
+        let source = Source::new(access, name, &args.spec.mirror).await?;
+        let start = || {
+            let (router, options) = start()?;
+            let status_file = Some(source.status().to_owned());
+            Ok((router, agent::Options { file: source.spec().to_owned(), router: None, status_file, ..options }))
+        };
+        source::run(&source, start, ready).await
+    })
+}
+
+fn followed_file(file: &std::path::Path, router: Option<&str>) -> anyhow::Result<Desired> {
+    let (desired, warnings) = desired_from_file(file, router)?;
+    warn(&warnings);
+    Ok(desired)
+}
+
+/// The router of `run`, and how its agent works.
+fn started(args: &args::Run) -> anyhow::Result<(Router, agent::Options)> {
     let mut settings = settings(&args.datapath, &router_netns(&args.target)?)?;
     if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
         // Served where clients come in.
@@ -127,41 +170,90 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
     }
     let router = router(&args.target, Some(&args.master), hook(&args.datapath), settings)?;
     let options = agent::Options {
-        file: args.spec.file.clone(),
+        file: std::path::PathBuf::new(),
         router: args.spec.router.clone(),
-        on_exit: match args.on_exit {
-            values::OnExit::Keep => agent::OnExit::Keep,
-            values::OnExit::Remove => agent::OnExit::Remove,
-        },
+        on_exit: on_exit(args.on_exit),
         status_file: args.status_file.clone(),
+        flow_log: args.flow_log.clone(),
         metrics: args.metrics,
-        existing_flows: match args.datapath.existing_flows {
-            values::ExistingFlows::Keep => ExistingFlows::Keep,
-            values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
-            values::ExistingFlows::Cut => ExistingFlows::Cut,
-        },
-        netns_file: args
-            .target
-            .netns
-            .as_ref()
-            .map(|netns| netns.path().to_owned())
-            .filter(|path| !is_of_a_process(path)),
+        existing_flows: existing_flows(&args.datapath),
+        gone: None,
+        netns_file: netns_file(&args.target),
+    };
+    Ok((router, options))
+}
+
+fn on_exit(given: values::OnExit) -> agent::OnExit {
+    match given {
+        values::OnExit::Keep => agent::OnExit::Keep,
+        values::OnExit::Remove => agent::OnExit::Remove,
+    }
+}
+
+fn existing_flows(datapath: &args::Datapath) -> ExistingFlows {
+    match datapath.existing_flows {
+        values::ExistingFlows::Keep => ExistingFlows::Keep,
+        values::ExistingFlows::Drain { seconds } => ExistingFlows::Drain(Duration::from_secs(seconds.get().into())),
+        values::ExistingFlows::Cut => ExistingFlows::Cut,
+    }
+}
+
+fn netns_file(target: &Target) -> Option<std::path::PathBuf> {
+    target.netns.as_ref().map(|netns| netns.path().to_owned()).filter(|path| !is_of_a_process(path))
+}
+
+/// `NAMESPACE/NAME`, or a name of the default namespace.
+fn router_name(text: &str) -> RouterName {
+    let (namespace, name) = text.split_once('/').unwrap_or((crate::spec::DEFAULT_NAMESPACE, text));
+    RouterName { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+/// Runs a router of the API that this process serves, until a signal.
+///
+/// # Errors
+/// When the router cannot be made, or the agent cannot begin.
+pub(super) fn run_served(served: &super::serve::Served<'_>) -> anyhow::Result<()> {
+    check_privilege(TO_CHANGE)?;
+    let (target, args) = (&served.target, served.args);
+    let start = |source: &Source| -> anyhow::Result<_> {
+        let settings = settings(&args.datapath, &router_netns(target)?)?;
+        let router = router(target, Some(&args.master), hook(&args.datapath), settings)?;
+        let options = agent::Options {
+            file: source.spec().to_owned(),
+            router: None,
+            on_exit: on_exit(args.on_exit),
+            status_file: Some(source.status().to_owned()),
+            flow_log: None,
+            metrics: None,
+            existing_flows: existing_flows(&args.datapath),
+            gone: None,
+            netns_file: netns_file(target),
+        };
+        Ok((router, options))
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("set up the runtime")?;
-    runtime.block_on(agent::run(router, desired, options, || {
-        let _reader_gone = output::text("ready\n");
-        // Not under systemd is fine.
-        let _no_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    }))?;
-    Ok(())
+    runtime.block_on(async {
+        let access = Access::Kubeconfig(served.kubeconfig.clone());
+        let source = Source::new(&access, router_name(&served.router), &served.directory).await?;
+        let ready = || tracing::info!(router = served.router, "ready");
+        source::run(&source, || start(&source), ready).await
+    })
+}
+
+/// The folder that a file is in.
+fn folder(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Such a path goes with the process, and the namespace may well stay.
-fn is_of_a_process(path: &std::path::Path) -> bool {
+fn is_of_a_process(path: &Path) -> bool {
     path.starts_with("/proc")
 }
 
