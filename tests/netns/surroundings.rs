@@ -141,3 +141,15 @@ fn an_interface_without_a_subnet_serves() {
         assert_eq!(echo.exchange(&rig.client, TIMEOUT).result.unwrap(), to);
     }
 }
+
+#[test]
+fn no_program_of_the_host_is_needed() {
+    let rig = Rig::prepare(&Options::default(), &spec(), &[]);
+    let mut apply = rig.router.command("apply");
+    apply.arg("--spec").arg(rig.router.spec()).env("PATH", "/nonexistent");
+    let output = apply.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for family in Family::ALL {
+        assert_rules_work(&rig, client(0).ip(family));
+    }
+}

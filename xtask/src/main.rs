@@ -9,6 +9,8 @@ mod bench;
 mod build;
 mod check;
 mod debian;
+#[cfg(test)]
+mod documents;
 mod kernels;
 mod progress;
 mod prometheus;

@@ -2,8 +2,8 @@
 //! comes out the same when it is written and read again.
 #![no_main]
 
-use egress_user::compile::compile;
-use egress_user::spec::load_str;
+use egress_fuzz::compile::compile;
+use egress_fuzz::spec::load_str;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
