@@ -72,6 +72,8 @@ pub(crate) struct Part {
 pub(crate) struct Frame {
     /// Link address that it is sent to.
     pub(crate) link_dst: [u8; 6],
+    /// Link address that it is sent from.
+    pub(crate) link_src: [u8; 6],
     /// Where from; the port is 0 where there is none.
     pub(crate) src: SocketAddr,
     /// Where to; the port is 0 where there is none.
@@ -97,6 +99,7 @@ impl Frame {
     pub(crate) fn request(src: SocketAddr, dst: SocketAddr, body: Body) -> Self {
         Self {
             link_dst: CLUSTER_MAC,
+            link_src: PEER_MAC,
             src,
             dst,
             body,
@@ -155,7 +158,7 @@ impl Frame {
         }
         let packet = if self.src.is_ipv4() { self.ipv4(&datagram) } else { self.ipv6(&datagram) };
         let ether_type: u16 = if self.src.is_ipv4() { 0x0800 } else { 0x86dd };
-        [&self.link_dst[..], &PEER_MAC, &ether_type.to_be_bytes(), &packet].concat()
+        [&self.link_dst[..], &self.link_src, &ether_type.to_be_bytes(), &packet].concat()
     }
 
     /// Offset of the transport header.

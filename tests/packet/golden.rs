@@ -2,13 +2,15 @@
 //! reply is the way back, to the byte.
 
 use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::Duration;
 
 use egress_ebpf::contract::Direction;
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
 
-use crate::frame::{Body, Frame, flag, options_header, protocol, routing_header};
+use crate::frame::{Body, CLUSTER_MAC, EXTERNAL_MAC, Frame, PEER_MAC, flag, options_header, protocol, routing_header};
 use crate::rig::{
     self, Rig, Setup, TCP_KEPT, TCP_MOVED, TCP_TARGET, UDP_KEPT, UDP_MOVED, UDP_TARGET, assert_mark, at, client,
 };
@@ -203,23 +205,34 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
     let setup = Setup::default().settings(|settings| settings.redirect = true);
     for family in Family::ALL {
         rig::with(&setup, |rig| {
+            // For a moment after new tables, every packet looks its next hop up.
+            sleep(Duration::from_millis(50));
             for (body, port, target) in
                 [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
             {
                 let request = Frame::request(client(0, family, PORT), at(ROUTER, family, port), body);
                 let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, target));
                 let hop_less = |frame: &Frame| frame.with(|frame| frame.ttl -= 1);
+                // By what the flow knows of its neighbour.
+                let addressed = |frame: &Frame, from: [u8; 6]| {
+                    hop_less(frame).with(|frame| (frame.link_dst, frame.link_src) = (PEER_MAC, from))
+                };
+                // The first is addressed by the kernel, later.
+                rig.run(Hook::ClusterIngress, &request.bytes())
+                    .is(Verdict::RequestRedirected)
+                    .becomes(&hop_less(&sent));
+                let left = addressed(&sent, EXTERNAL_MAC);
                 let run = rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
-                let run = run.becomes(&hop_less(&sent));
+                let run = run.becomes(&left);
                 let run = rig.run_marked(Hook::ExternalEgress, run.frame(), run.mark()).is(Verdict::Redirected);
-                assert_eq!(run.becomes(&hop_less(&sent)).mark(), 0);
+                assert_eq!(run.becomes(&left).mark(), 0);
 
                 let reply = sent.answer();
-                let received = reply.to(request.src).from(request.dst);
+                let left = addressed(&reply.to(request.src).from(request.dst), CLUSTER_MAC);
                 let run = rig.run(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
-                let run = run.becomes(&hop_less(&received));
+                let run = run.becomes(&left);
                 let run = rig.run_marked(Hook::ClusterEgress, run.frame(), run.mark()).is(Verdict::Redirected);
-                assert_eq!(run.becomes(&hop_less(&received)).mark(), 0);
+                assert_eq!(run.becomes(&left).mark(), 0);
 
                 // What the kernel has to answer or take apart goes its way.
                 let last_hop = request.with(|frame| frame.ttl = 1);

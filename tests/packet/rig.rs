@@ -136,6 +136,11 @@ pub(crate) fn bare(test: impl FnOnce(&mut Rig) + Send) {
     IDLE.lock().unwrap().push(loaded);
 }
 
+/// How many frames a long test sends: as many as EGRESS_FRAMES says, else its own number.
+pub(crate) fn frames(default: u64) -> u64 {
+    std::env::var("EGRESS_FRAMES").ok().map_or(default, |frames| frames.parse().unwrap())
+}
+
 /// As [`bare`], with room for so many flows.
 pub(crate) fn sized(flows: u32, test: impl FnOnce(&mut Rig) + Send) {
     in_namespace(Loaded::new(flows), test);

@@ -33,8 +33,8 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, direction: 
     flow::note(scene, flow, seen);
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
-    let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
-    let rewritten = packet.rewrite_in_place::<F>(scene.config, &head, parsed, &ends);
+    work.ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
+    let rewritten = packet.rewrite_in_place::<F>(scene.config, &head, &work.parsed, &work.ends);
     Some(rewritten.and_then(|()| send_on::<F>(packet, scene, flow, direction, None)))
 }
 

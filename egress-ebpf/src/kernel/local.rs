@@ -1,15 +1,16 @@
 //! Does a packet belong to the router's own pod?
 
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    __sk_buff, BPF_F_CURRENT_NETNS, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::programs::TcContext;
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{AddressKey, Side};
 use egress_ebpf::tcp;
 
-use super::family::Family;
+use super::family::{Family, V4, V6};
 use super::maps::ADDRESSES;
 use super::packet::Packet;
 use super::parsed::{Kind, Parsed};
@@ -28,14 +29,36 @@ pub(crate) fn address_index(scene: &Scene, side: Side, addr: &Addr) -> Option<u8
     Some((*index & 0xff) as u8)
 }
 
-/// Whether a socket of the router's own namespace, opened from there, waits for this packet. A listener does not count: to
-/// serve clients, a port is declared local.
+/// Whether a socket of the router's own namespace, opened from there, waits for the packet in `WORK`. A listener does not
+/// count: to serve clients, a port is declared local.
 #[inline(always)]
-pub(crate) fn opened_by_pod<F: Family>(packet: &Packet, scene: &Scene, parsed: &Parsed) -> bool {
+pub(crate) fn opened_by_pod<F: Family>(packet: &Packet) -> bool {
+    let ctx = packet.ctx().skb.skb;
+    (if F::IS_V4 { opened_by_pod_v4(ctx) } else { opened_by_pod_v6(ctx) }) != 0
+}
+
+// Global BPF functions, so that what a socket is looked up by is not on the stack of the program that asks.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn opened_by_pod_v4(ctx: *mut __sk_buff) -> u32 {
+    has_socket::<V4>(ctx).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn opened_by_pod_v6(ctx: *mut __sk_buff) -> u32 {
+    has_socket::<V6>(ctx).into()
+}
+
+#[inline(always)]
+fn has_socket<F: Family>(ctx: *mut __sk_buff) -> bool {
+    let Some(scene) = super::scene() else { return false };
+    let (packet, parsed) = (&Packet::new(TcContext::new(ctx)), &scene.work().parsed);
     match parsed.kind {
         Kind::Tcp if tcp::opens(parsed.flags) => false,
         Kind::Tcp => has_tcp_socket::<F>(packet, parsed),
-        Kind::Udp => has_udp_socket::<F>(packet, scene, parsed),
+        Kind::Udp => has_udp_socket::<F>(packet, &scene, parsed),
         _ => false,
     }
 }

@@ -77,7 +77,7 @@ fn unsolicited<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
         Kind::Absent => true,
         _ => false,
     };
-    if harmless || local::opened_by_pod::<F>(packet, scene, parsed) {
+    if harmless || local::opened_by_pod::<F>(packet) {
         return Ok(Verdict::Local);
     }
     Err(DropReason::Unsolicited)

@@ -101,7 +101,7 @@ fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, D
     };
     // A later fragment of no flow goes where its first one went, which no rule claimed either.
     let follows = parsed.kind == Kind::Absent;
-    if follows || parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet, scene, parsed) {
+    if follows || parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet) {
         return Ok(Some(Verdict::Local));
     }
     let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {

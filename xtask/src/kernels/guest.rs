@@ -117,6 +117,8 @@ fn run(serial: &File) -> Result<()> {
             .args(step.command_line())
             .env_clear()
             .env("PATH", "/bin")
+            // A million frames take an emulated processor longer than anybody waits.
+            .env("EGRESS_FRAMES", "20000")
             .env("EGRESS_ROUTER_BIN", Path::new("/bin").join(ROUTER))
             .stdin(Stdio::null())
             .stdout(output()?)
