@@ -113,8 +113,6 @@ pub mod config_flag {
     pub const CSUM_IPV6: u32 = 1;
     /// Established flows are sent past the stack where nothing speaks against it.
     pub const REDIRECT: u32 = 2;
-    /// The cluster interface is a veth whose peer is in another namespace: replies are handed to the peer at once.
-    pub const PEER: u32 = 4;
 }
 
 /// Key of `ADDRESSES`.
@@ -279,10 +277,10 @@ pub struct LinkHop {
     pub from: [u8; 6],
 }
 
-/// How long a flow's next hop is used before it is looked up again, if nothing is known to have changed: about seventeen
+/// How long a flow's next hop is used before it is looked up again, if nothing is known to have changed: about four
 /// seconds, as a power of two nanoseconds. The packet that looks it up goes to the neighbour through the kernel, which so keeps
 /// asking whether it is there.
-pub const HOP_TURN_SHIFT: u32 = 34;
+pub const HOP_TURN_SHIFT: u32 = 32;
 
 /// How a flow entry's packets reach their next hop on the fast path.
 #[repr(u8)]

@@ -103,6 +103,11 @@ impl Class {
         }
     }
 
+    /// Whether such a flow gives way to others when the table is nearly full: it has only begun, or is about to end.
+    pub const fn gives_way(self) -> bool {
+        !matches!(self, Self::TcpEstablished | Self::UdpStream | Self::SctpEstablished | Self::Generic)
+    }
+
     /// Connection tracking's default, in seconds.
     pub const fn default_s(self) -> u32 {
         match self {

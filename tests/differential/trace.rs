@@ -2,6 +2,7 @@
 
 mod errors;
 mod odd;
+mod sctp;
 mod tcp;
 
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ pub(crate) const SHAPES: &[(&str, Shape)] = &[
     ("TCP, the port used again", tcp::used_again),
     ("TCP, outside the window", tcp::outside_the_window),
     ("TCP, odd beginnings", tcp::odd_beginnings),
+    ("SCTP", sctp::association),
     ("UDP", datagrams),
     ("echo", echoes),
     ("two clients with one port", contention),

@@ -29,12 +29,21 @@ pub(crate) const SERVER: Host = far(99);
 pub(crate) const FALLBACK: Host = far(98);
 /// A host that nothing leads to.
 pub(crate) const STRANGER: Host = far(97);
+/// A pod that is no client of ours.
+pub(crate) const POD: Host = pod(77);
 /// A router on the way.
 pub(crate) const HOP: Host = far(96);
 
 /// Rules for each family: protocol, port, target port.
-pub(crate) const RULES: [(&str, u16, Option<u16>); 5] =
-    [("tcp", 80, Some(8080)), ("tcp", 443, None), ("udp", 7000, Some(7001)), ("udp", 53, None), ("udp", LAST, None)];
+pub(crate) const RULES: [(&str, u16, Option<u16>); 7] = [
+    ("tcp", 80, Some(8080)),
+    ("tcp", 443, None),
+    ("udp", 7000, Some(7001)),
+    ("udp", 53, None),
+    ("sctp", 9000, Some(9001)),
+    ("sctp", 9002, None),
+    ("udp", LAST, None),
+];
 /// The port of the packets that tell that all before them has arrived.
 const LAST: u16 = 9999;
 /// For what must happen.
@@ -149,7 +158,7 @@ impl Side {
         ];
         let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
         let mut neighbours = String::new();
-        for ip in CLIENTS.into_iter().flat_map(Host::both) {
+        for ip in CLIENTS.into_iter().chain([POD]).flat_map(Host::both) {
             neighbours +=
                 &format!("neigh replace {ip} lladdr {} dev {CLUSTER_INTERFACE} nud permanent\n", text(macs[0][1]));
         }

@@ -89,9 +89,7 @@ fn the_agent_repairs_drift() {
         lab.router.ip(drift.split(' ')).unwrap();
     }
     lab.router.sysctl(["net.ipv4.conf.net1.rp_filter=1", "net.ipv4.conf.eth0.forwarding=0"]).unwrap();
-    let folder = fs::read_dir(router.bpffs()).unwrap().next().unwrap().unwrap().path().join("v1");
-    let pin = fs::read_dir(&folder).unwrap().flatten().find(|file| file.file_name() == "link_cluster_ingress");
-    fs::remove_file(pin.unwrap().path()).unwrap();
+    fs::remove_file(router.pin("link_cluster_ingress").unwrap()).unwrap();
     let repaired = || running.differences(&System::of(&lab, &router).without(pins)).is_empty();
     wait_until("the agent to repair what drifted", Duration::from_secs(15), || {
         repaired() && router.stderr().contains("put right")

@@ -134,6 +134,8 @@ fn impatient(rig: &Rig, device: &str) {
         let settings = settings.map(|setting| format!("net.{family}.neigh.{device}.{setting}"));
         rig.router_netns().sysctl(settings.iter().map(String::as_str)).unwrap();
     }
+    // What is known already, since the agent has asked, was given the old patience.
+    rig.router_netns().ip(["neigh", "flush", "dev", device]).unwrap();
 }
 
 #[test]

@@ -53,7 +53,15 @@ impl Wire {
 
     /// The same in a lab of one's own choice.
     pub(crate) fn with(options: &Options, spec: &Spec) -> Self {
-        let rig = Rig::with(options, spec, &[]);
+        Self::around(Rig::with(options, spec, &[]))
+    }
+
+    /// The same with arguments for the router.
+    pub(crate) fn with_arguments(spec: &Spec, arguments: &[&str]) -> Self {
+        Self::around(Rig::with(&Options::default(), spec, arguments))
+    }
+
+    fn around(rig: Rig) -> Self {
         let c0 = rig.client.mac("c0").unwrap();
         let text = c0.map(|byte| format!("{byte:02x}")).join(":");
         for ip in [GHOST_CLIENT, GHOST_CLIENT_2].into_iter().flat_map(Host::both) {

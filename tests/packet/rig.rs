@@ -266,7 +266,7 @@ impl Rig {
         let mut external = interface("net1", self.ifindexes[1], SNAT, EXTERNAL_LINK_LOCAL);
         external.addresses.retain(|address| snat.contains(address) || address.to_string() == EXTERNAL_LINK_LOCAL);
         external.addresses.extend(snat.iter().filter(|address| !SNAT.both().contains(address)));
-        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, cluster_peer: false, mtu: 1500 }
+        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, mtu: 1500 }
     }
 
     /// Puts rules, settings and addresses in force.
@@ -326,6 +326,11 @@ impl Rig {
     /// How many packets have been counted in all, on whatever outcome.
     pub(crate) fn counted_packets(&self) -> u64 {
         self.counters().values().map(|(packets, _)| packets).sum()
+    }
+
+    /// Looks at the counters again, after frames that were only fed.
+    pub(crate) fn forget_counted(&mut self) {
+        self.counted = self.counters();
     }
 
     /// Sends a request the whole way, and returns what leaves.

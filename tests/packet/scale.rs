@@ -1,15 +1,18 @@
 //! As large as it gets.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use egress_ebpf::timeout::Class;
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
-use egress_lab::address::{ROUTER, SERVER_1};
+use egress_lab::address::{ROUTER, SERVER_1, SNAT};
 use egress_user::compile::{Protocol, RuleTable};
+use egress_user::datapath::Tally;
 
 use crate::frame::{Body, Frame, flag};
-use crate::rig::{self, Setup, at, client, ends, rule};
+use crate::rig::{self, Setup, TCP_MOVED, TCP_TARGET, UDP_MOVED, at, client, ends, rule};
 
 /// A rule for each of the first `ports` ports of each family and protocol given.
 fn rules(ports: u16, families: &[Family], protocols: &[Protocol]) -> RuleTable {
@@ -62,4 +65,65 @@ fn a_rule_for_every_port_there_is() {
         rig.install(&Setup { table: RuleTable::default(), ..Setup::default() });
         assert!(rig.reader().rules().unwrap().is_empty());
     });
+}
+
+/// Sources of the flood, for each family.
+const SOURCES: u32 = 500_000;
+
+#[test]
+fn a_flood_of_a_million_sources_ends_no_established_flow() {
+    const ROOM: u16 = 2000;
+    const ESTABLISHED: u16 = 100;
+    rig::sized(u32::from(ROOM), |rig| {
+        rig.install(&Setup::default());
+        let connections = |family| (0..ESTABLISHED).map(move |number| client(0, family, 20_000 + number));
+        let segment = |from: SocketAddr, flags| {
+            Frame::request(from, at(ROUTER, Family::of(from.ip()), TCP_MOVED), Body::Tcp(flags))
+        };
+        for from in Family::ALL.into_iter().flat_map(connections) {
+            let sent = segment(from, flag::SYN).from(at(SNAT, Family::of(from.ip()), from.port()));
+            let sent = sent.to(at(SERVER_1, Family::of(from.ip()), TCP_TARGET));
+            rig.request(&segment(from, flag::SYN));
+            rig.reply(&sent.answer().with(|frame| frame.body = Body::Tcp(flag::SYN | flag::ACK)));
+            rig.request(&segment(from, flag::ACK));
+        }
+        let mut gave_way = 0;
+        for number in 0..SOURCES {
+            for family in Family::ALL {
+                let source = SocketAddr::new(flooder(family, number), 1024 + (number % 50_000) as u16);
+                // A SYN or a datagram, whichever; accepted or refused.
+                let frame = if number % 2 == 0 {
+                    segment(source, flag::SYN)
+                } else {
+                    Frame::request(source, at(ROUTER, family, UDP_MOVED), Body::Udp)
+                };
+                rig.feed(Hook::ClusterIngress, &frame.bytes(), 0);
+            }
+            // The agent's sweep, as often as it comes while a table is that full.
+            if number % 50_000 == 49_999 {
+                gave_way += rig.datapath().sweep(&mut Tally::default()).unwrap().gave_way;
+                assert!(rig.flows().len() <= usize::from(ROOM) * 9 / 10);
+            }
+        }
+        assert!(gave_way > 0);
+        rig.forget_counted();
+        let flows = rig.flows();
+        let established = flows.iter().filter(|flow| flow.state == Class::TcpEstablished.name());
+        assert_eq!(established.count(), 2 * usize::from(ESTABLISHED));
+        for from in Family::ALL.into_iter().flat_map(connections) {
+            let sent = rig.request(&segment(from, flag::PSH | flag::ACK));
+            assert_eq!(ends(&sent).0, at(SNAT, Family::of(from.ip()), from.port()));
+        }
+        rig.assert_paired();
+        // There is room for somebody new.
+        rig.request(&segment(client(1, Family::V4, 30_000), flag::SYN));
+    });
+}
+
+/// The address of one of a flood's sources.
+fn flooder(family: Family, number: u32) -> IpAddr {
+    match family {
+        Family::V4 => (0x0b00_0000 + number).to_be_bytes().into(),
+        Family::V6 => (0xfd66_u128 << 112 | u128::from(number)).to_be_bytes().into(),
+    }
 }

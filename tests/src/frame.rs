@@ -75,7 +75,7 @@ pub struct Frame {
     pub extensions: Vec<(u8, Vec<u8>)>,
     /// Which part of the datagram it is.
     pub part: Option<Part>,
-    /// TCP's sequence number.
+    /// TCP's sequence number, or SCTP's verification tag.
     pub sequence: u32,
     /// TCP's acknowledgment number.
     pub acknowledgment: u32,
@@ -204,9 +204,9 @@ impl Frame {
                 let checked = self.body == Body::Udp;
                 ([&source[..], &destination, &length, &[0, 0]].concat(), checked.then_some(6))
             }
-            // A verification tag, and the checksum, which is of a kind of its own.
+            // The tag, and the checksum, which is of a kind of its own.
             Body::Sctp | Body::SctpUnchecked => {
-                ([&source[..], &destination, &[0xa1, 0xb2, 0xc3, 0xd4], &[0; 4]].concat(), None)
+                ([&source[..], &destination, &self.sequence.to_be_bytes(), &[0; 4]].concat(), None)
             }
             Body::EchoRequest => ([&[request, 0, 0, 0], &source[..], &[0, 7]].concat(), Some(2)),
             Body::EchoReply => ([&[reply, 0, 0, 0], &destination[..], &[0, 7]].concat(), Some(2)),

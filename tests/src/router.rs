@@ -34,6 +34,7 @@ pub struct Router {
     netns: String,
     master_netns: String,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     agent: Option<Agent>,
 }
 
@@ -70,6 +71,7 @@ impl Router {
             netns: lab.router.name().to_owned(),
             master_netns: lab.node.name().to_owned(),
             arguments: Vec::new(),
+            environment: Vec::new(),
             agent: None,
         };
         router.edit(spec)?;
@@ -81,6 +83,11 @@ impl Router {
     pub fn with_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
+    }
+
+    /// Gives the agent a variable of its environment, from its next start on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Those arguments.
@@ -127,7 +134,7 @@ impl Router {
             bail!("egress-router runs already");
         }
         let mut command = self.command("run");
-        command.arg("--spec").arg(self.spec()).args(&self.arguments);
+        command.arg("--spec").arg(self.spec()).args(&self.arguments).envs(self.environment.iter().cloned());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

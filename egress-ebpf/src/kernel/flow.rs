@@ -112,7 +112,6 @@ pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
         flow.last_seen_ns = scene.now_ns;
     }
     note(scene, flow, seen);
-    work.neighbour = Addr::UNSPECIFIED;
     if due {
         refresh_flow(packet.ctx().skb.skb);
     }

@@ -47,18 +47,10 @@ pub(crate) fn send_on<F: Family>(
     neighbour: Option<&Addr>,
 ) -> Outcome {
     let ifindex = out_of(scene.config, direction);
-    let to_peer = matches!(direction, Direction::Reply) && scene.config.flags & config_flag::PEER != 0;
+    packet.set_mark(Mark::DONE);
     match neighbour {
-        Some(neighbour) => {
-            packet.set_mark(Mark::DONE);
-            packet.redirect_to_neighbour::<F>(ifindex, neighbour)?;
-        }
-        // It passes no egress hook of ours, which would take a mark off.
-        None if to_peer => packet.redirect_to_peer(ifindex, &flow.hop)?,
-        None => {
-            packet.set_mark(Mark::DONE);
-            packet.redirect_to_link(ifindex, &flow.hop)?;
-        }
+        Some(neighbour) => packet.redirect_to_neighbour::<F>(ifindex, neighbour)?,
+        None => packet.redirect_to_link(ifindex, &flow.hop)?,
     }
     Ok(match direction {
         Direction::Request => Verdict::RequestRedirected,

@@ -32,7 +32,10 @@ pub(crate) fn arriving<F: Family>(
     let answer =
         if F::IS_V4 { icmp_v4_arriving(ctx, direction as u32) } else { icmp_v6_arriving(ctx, direction as u32) };
     answer::decode(answer)?;
-    flow::find(scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)
+    let flow = flow::find(scene, &scene.work().key).ok_or(DropReason::IcmpUnmatched)?;
+    // An error does not touch the flow, so nothing was looked up for it: what stands there is another packet's.
+    scene.work().neighbour = Addr::UNSPECIFIED;
+    Ok(flow)
 }
 
 /// Puts the quotation of an error right that the kernel made about a packet of the mark's direction after its destination

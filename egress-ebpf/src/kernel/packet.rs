@@ -278,26 +278,11 @@ impl Packet {
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
     pub(crate) fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
-        self.address(hop)?;
+        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
+        head.write(0, hop).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         redirected(action)
-    }
-
-    /// Lets the packet arrive at an interface's peer in another namespace, addressed so: what a redirect to the interface comes
-    /// to, without the queue between the two.
-    #[inline(always)]
-    pub(crate) fn redirect_to_peer(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
-        self.address(hop)?;
-        // SAFETY: the helper takes numbers only.
-        let action = unsafe { bpf_redirect_peer(ifindex, 0) };
-        redirected(action)
-    }
-
-    #[inline(always)]
-    fn address(&mut self, hop: &LinkHop) -> Result<(), DropReason> {
-        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
-        head.write(0, hop).ok_or(DropReason::Malformed)
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! External ingress: replies, and nothing that would open something.
 
+use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Direction, Flow, Side};
 use egress_ebpf::tcp;
 use egress_ebpf::verdict::{DropReason, Verdict};
@@ -47,6 +48,7 @@ fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
 #[inline(always)]
 fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<&'static mut Flow>, DropReason> {
     let work = scene.work();
+    work.neighbour = Addr::UNSPECIFIED;
     if work.parsed.kind == Kind::IcmpError {
         return match icmp::arriving::<F>(packet, scene, Direction::Reply) {
             Ok(flow) => Ok(Some(flow)),

@@ -1,6 +1,6 @@
 //! Cluster ingress: requests.
 
-use egress_ebpf::addr::Port;
+use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue, Side};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
@@ -51,6 +51,7 @@ fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
 #[inline(always)]
 fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
     let work = scene.work();
+    work.neighbour = Addr::UNSPECIFIED;
     if work.parsed.kind == Kind::IcmpError {
         return icmp_error::<F>(packet, scene);
     }

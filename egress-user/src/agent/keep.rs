@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,13 +14,14 @@ use tracing::{debug, error, info, warn};
 use super::backoff::Backoff;
 use super::error::Chain;
 use super::existing::{Draining, ExistingFlows};
+use super::flow_log::FlowLog;
 use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
-use super::{AgentError, Applied, Options, Router, fault, health};
+use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
-use crate::datapath::{RuleId, protocol_name, protocol_number};
+use crate::datapath::{Journal, RuleId, monotonic_ns, protocol_name, protocol_number};
 use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
-use crate::status::{Activity, Conditions, Fault, InForce, Picture, Reason, judge};
+use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
 
 /// Bounds of the wait before an edit that could not be applied is tried again.
 const RETRY_EDIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -44,6 +46,8 @@ pub(super) struct Counts {
     pub(super) repairs_failed: u64,
     /// Times that the status could not be written.
     pub(super) status_failed: u64,
+    /// Lines that the flow log lost.
+    pub(super) flows_unlogged: u64,
 }
 
 /// The agent's state.
@@ -66,6 +70,8 @@ pub(super) struct Keeper {
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
     in_force: bool,
+    flow_log: Option<FlowLog>,
+    journal: Journal,
     rivals: Option<Rivals>,
     /// Who claimed one of our addresses, and when last.
     claimed: BTreeMap<IpAddr, (Mac, Instant)>,
@@ -80,6 +86,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
+        let flow_log = options.flow_log.as_deref().map(FlowLog::new);
         Self {
             router,
             desired,
@@ -93,6 +100,8 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            flow_log,
+            journal: Journal::default(),
             rivals: None,
             claimed: BTreeMap::new(),
             draining: Draining::default(),
@@ -146,16 +155,47 @@ impl Keeper {
         }
     }
 
-    /// Removes flows that are over, and looks how the router is.
-    pub(super) fn sweep(&mut self) {
-        match self.router.sweep() {
-            Ok(swept) if swept.removed > 0 => debug!(live = swept.live, removed = swept.removed, "swept flows"),
-            Ok(_) => {}
-            Err(failed) => warn!("sweep: {}", Chain(&failed)),
-        }
+    /// Removes flows that are over, and looks how the router is. Returns whether the table is so full that the next sweep
+    /// should not be long in coming.
+    pub(super) fn sweep(&mut self) -> bool {
+        self.log_flows();
+        let crowded = match self.router.sweep() {
+            Ok(swept) => {
+                if swept.removed + swept.gave_way > 0 {
+                    debug!(live = swept.live, removed = swept.removed, gave_way = swept.gave_way, "swept flows");
+                }
+                swept.gave_way > 0
+            }
+            Err(failed) => {
+                warn!("sweep: {}", Chain(&failed));
+                false
+            }
+        };
         self.end_stale();
         self.look();
         self.tell();
+        crowded
+    }
+
+    /// The kernel tells of a change: flows look their next hops up again, and whatever has drifted is put right.
+    pub(super) fn network_changed(&mut self) {
+        if let Err(failed) = self.router.refresh_hops() {
+            warn!("after a change of the network: {}", Chain(&failed));
+        }
+        self.mend();
+    }
+
+    /// Logs which flows began and ended.
+    pub(super) fn log_flows(&mut self) {
+        let Some(log) = &mut self.flow_log else { return };
+        let events = match self.router.events(&mut self.journal) {
+            Ok(events) => events,
+            Err(failed) => return warn!("read the flows to log: {}", Chain(&failed)),
+        };
+        if let Err(failed) = log.write(&events, Timestamp::now(), monotonic_ns()) {
+            warn!("log flows: {failed}");
+        }
+        self.counts.flows_unlogged = log.lost;
     }
 
     /// Something has changed: puts right what has to be, and looks how the router is.
@@ -403,13 +443,16 @@ impl Keeper {
     fn tell(&mut self) {
         self.conditions.update(judge(&self.picture()), Timestamp::now());
         let status = Status::new(&self.desired, self.conditions.clone());
-        if self.written.as_ref() == Some(&status) {
+        let files = || std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
+        if self.written.as_ref() == Some(&status) && files().all(Path::exists) {
             return;
         }
-        let files = std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
         let mut failures = Vec::new();
-        for file in files {
+        for file in files() {
             failures.extend(status.write(file).err());
+        }
+        if let Some(available) = self.conditions.get(ConditionType::Available) {
+            service::status(&format!("{}: {}", available.reason, available.message));
         }
         if failures.is_empty() {
             self.written = Some(status);

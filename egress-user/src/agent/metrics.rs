@@ -143,13 +143,14 @@ impl Figures {
         let faults = Reason::ALL
             .map(|reason| (vec![("reason", reason.name().to_owned())], number(self.faults.contains(&reason))));
         gauge(out, "fault", "Whether something is the matter, by reason", faults)?;
-        let Counts { applied, refused, repaired, repairs_failed, status_failed } = self.counts;
+        let Counts { applied, refused, repaired, repairs_failed, status_failed, flows_unlogged } = self.counts;
         for (name, help, count) in [
             ("applies", "Specifications put in force", applied),
             ("edits_refused", "Edits of the specification that were refused", refused),
             ("repairs", "Times that the system had drifted and was put right", repaired),
             ("repair_failures", "Times that the system had drifted and could not be put right", repairs_failed),
             ("status_write_failures", "Times that the status could not be written", status_failed),
+            ("flow_log_lost_lines", "Lines that the flow log lost", flows_unlogged),
         ] {
             counter(out, name, help, [(Vec::new(), count)])?;
         }

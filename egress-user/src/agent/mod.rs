@@ -15,9 +15,11 @@
 //! One process at a time works on a router: the namespace is locked.
 
 mod backoff;
+mod confine;
 mod error;
 mod existing;
 mod fault;
+mod flow_log;
 mod health;
 mod keep;
 mod metrics;
@@ -25,10 +27,12 @@ mod privilege;
 mod router;
 mod run;
 mod serve;
+mod service;
 mod status;
 mod timeouts;
 mod watch;
 
+pub use confine::confine;
 pub use error::AgentError;
 pub use existing::ExistingFlows;
 pub use privilege::{Capability, TO_CHANGE, TO_READ, check as check_privilege};

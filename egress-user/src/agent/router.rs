@@ -12,7 +12,8 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Connection, Datapath, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables, Tally,
+    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, Reader, Settings, Suspended, Swept,
+    Tables, Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -102,6 +103,21 @@ impl Router {
         &self.status
     }
 
+    /// Makes sure that there is a BPF file system to pin in, and a folder for what outlives the process; then says below
+    /// which folders applies will write, for [`confine`](super::confine).
+    ///
+    /// # Errors
+    ///
+    /// When there is none and none can be made.
+    pub fn make_room(&self) -> Result<Vec<PathBuf>, AgentError> {
+        self.pins.mount()?;
+        let state = Path::new(STATE_DIR);
+        std::fs::create_dir_all(state).map_err(|source| AgentError::Status { path: state.to_owned(), source })?;
+        let pins = self.setup.bpffs.parent().unwrap_or(&self.setup.bpffs);
+        let pins = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        Ok(vec![pins.to_owned(), state.to_owned(), PathBuf::from("/proc/sys")])
+    }
+
     /// Its interfaces and routes as they are.
     ///
     /// # Errors
@@ -134,7 +150,9 @@ impl Router {
         let reader = self.reader()?;
         let observed = self.observe()?;
         let works = observed.external.as_ref().is_some_and(|external| external.up && external.lower_up);
-        let neighbours = if works { self.neighbours(&health::gateways(&observed))? } else { Vec::new() };
+        // Asking takes a capability that reading does not; who lacks it is told the rest.
+        let gateways = if works { health::gateways(&observed) } else { Vec::new() };
+        let neighbours = self.neighbours(&gateways).unwrap_or_default();
         let rules = reader.rules()?;
         let destinations: Vec<IpAddr> = rules.iter().filter_map(|rule| rule.destination).collect();
         let external = &self.setup.place.external_interface;
@@ -383,7 +401,6 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
-            cluster_peer: false,
             mtu: 0,
         }
     }
@@ -410,6 +427,27 @@ impl Router {
         let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
         let destinations: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.source, flow.destination)).collect();
         Ok(link::sever(&self.setup.place.router, &clients, &destinations)?)
+    }
+
+    /// Lets every flow look its next hops up again: the network has changed.
+    ///
+    /// # Errors
+    ///
+    /// When the tables cannot be read or written.
+    pub fn refresh_hops(&mut self) -> Result<(), AgentError> {
+        match &mut self.datapath {
+            Some(datapath) => Ok(datapath.refresh_hops()?),
+            None => Ok(()),
+        }
+    }
+
+    /// What happened to flows since the journal was last shown the table.
+    ///
+    /// # Errors
+    ///
+    /// When the flow table cannot be read.
+    pub fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, AgentError> {
+        Ok(self.datapath.as_ref().map(|datapath| datapath.events(journal)).transpose()?.unwrap_or_default())
     }
 
     /// Removes flows that are over.
@@ -440,7 +478,6 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
             addresses: snat.clone(),
         },
         snat,
-        cluster_peer: observed.cluster.kind.as_deref() == Some("veth") && observed.cluster.parent_netns.is_some(),
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::keep::Keeper;
 use super::serve::Served;
 use super::watch::Watch;
-use super::{AgentError, ExistingFlows, Router};
+use super::{AgentError, ExistingFlows, Router, service};
 use crate::compile::Desired;
 use crate::link;
 use crate::status::ConditionType;
@@ -41,6 +41,8 @@ pub struct Options {
     pub status_file: Option<PathBuf>,
     /// What becomes of live flows whose rule changes.
     pub existing_flows: ExistingFlows,
+    /// Where to log flows.
+    pub flow_log: Option<PathBuf>,
     /// Where to serve metrics and health.
     pub metrics: Option<SocketAddr>,
     /// Becomes true when the router is not wanted any more: it is taken away then.
@@ -51,6 +53,8 @@ pub struct Options {
 
 /// How often flows that are over are removed, and the gateways asked.
 const SWEEP: Duration = Duration::from_secs(5);
+/// The same, while the table is so full that flows have to give way.
+const CROWDED_SWEEP: Duration = Duration::from_millis(250);
 /// How often the system is compared with what it should be, though nobody tells of a change.
 const REPAIR: Duration = Duration::from_secs(10);
 /// How often the agent looks whether the router's namespace was deleted under it, and whether the programs are attached.
@@ -75,6 +79,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     block_in_place(|| keeper.start())?;
     let mut master = keeper.master.clone();
     let mut network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+    service::ready();
     ready();
 
     let every = |period| {
@@ -83,6 +88,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let mut watchdog = service::watchdog();
     let mut last = Instant::now();
     let mut gone = keeper.options.gone.clone();
     loop {
@@ -110,11 +116,16 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             _ = signals.terminate.recv() => break,
             () = network.changed() => {
                 sleep_until(last + PAUSE).await;
-                block_in_place(|| keeper.mend());
+                block_in_place(|| keeper.network_changed());
                 last = Instant::now();
             }
             () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
-            _ = sweep.tick() => block_in_place(|| keeper.sweep()),
+            _ = watchdog.tick() => service::alive(),
+            _ = sweep.tick() => {
+                if block_in_place(|| keeper.sweep()) {
+                    sweep.reset_after(CROWDED_SWEEP);
+                }
+            }
             _ = repair.tick() => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
                 if name.as_ref().is_some_and(Name::is_gone) {
@@ -127,6 +138,8 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
         }
     }
+    service::stopping();
+    block_in_place(|| keeper.log_flows());
     if keeper.options.on_exit == OnExit::Remove {
         block_in_place(|| keeper.remove())?;
         info!("removed");

@@ -13,7 +13,7 @@ use super::flows::{FlowOrder, RuleOfFlow};
 use super::output::Format;
 use super::serve::{Crd, Serve};
 use super::trace::Traced;
-use super::values::{ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
+use super::values::{Confine, ExistingFlows, FastPath, Hook, LocalPort, LogLevel, Netns, OnExit, PortRange, Timeout};
 use crate::source::Access;
 
 const EXIT_CODES: &str = "\
@@ -69,7 +69,8 @@ Examples:
   egress-router run --spec router.yaml --netns router --local-port tcp/9090 --on-exit remove
   egress-router run --api router.kubeconfig --router default/egress
 
-Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it.")]
+Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it; SIGUSR1 makes the
+log say more, SIGUSR2 as much as at the start.")]
     Run(Run),
 
     /// Apply a specification once and exit; what it set up goes on working.
@@ -141,6 +142,13 @@ Examples:
 Accepts what the image accepted, and refuses with its words what it refused.")]
     ImportLegacy(ImportLegacy),
 
+    /// Print the manual page, or write the pages of all commands.
+    #[command(after_help = "\
+Examples:
+  egress-router man | man -l -
+  egress-router man --directory /usr/local/share/man/man1")]
+    Man(Man),
+
     /// Serve the EgressRouter API on this machine: for kubectl, without a cluster.
     #[command(after_help = "\
 Example:
@@ -179,6 +187,7 @@ impl fmt::Display for Command {
             Self::Top(_) => "top",
             Self::Trace(_) => "trace",
             Self::ImportLegacy(_) => "import-legacy",
+            Self::Man(_) => "man",
             Self::Serve(_) => "serve",
             Self::Crd(_) => "crd",
             Self::Completions(_) => "completions",
@@ -253,6 +262,14 @@ pub struct Run {
     /// File to write the router's status to, as JSON, whenever it changes.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
+
+    /// File to log flows to, a JSON line for each that began and each that ended.
+    #[arg(long, value_name = "FILE", help_heading = "Agent")]
+    pub flow_log: Option<PathBuf>,
+
+    /// `off` keeps capabilities, files and system calls that the agent does not need.
+    #[arg(long, value_enum, default_value_t, value_name = "ON|OFF", help_heading = "Agent")]
+    pub confine: Confine,
 
     /// Where to serve `/metrics` (OpenMetrics), `/healthz` and `/readyz`, as in 0.0.0.0:9180. In the router's own namespace
     /// the fallback leaves that port alone.
@@ -446,6 +463,14 @@ pub struct ImportLegacy {
     /// Name of the router.
     #[arg(long, default_value = crate::spec::LEGACY_NAME)]
     pub name: String,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Folder to write a page for each command to, instead of printing one.
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
 }
 
 /// Arguments of `completions`.

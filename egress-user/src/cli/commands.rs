@@ -1,15 +1,15 @@
 //! The commands that touch the system.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use egress_ebpf::timeout;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{self, Command, Target};
+use super::log::Log;
 use super::output::{self, Format};
 use super::rows::{CountedRule, PlanRow};
 use super::top::Look;
@@ -27,10 +27,10 @@ use crate::status::Conditions;
 /// # Errors
 /// A `SpecError` when the specification is at fault; anything else is the system's.
 pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> {
-    start_log(level);
+    let log = Log::start(level);
     match command {
         Command::Plan(args) => plan(&args),
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run(&args, log),
         Command::Apply(args) => apply(&args),
         Command::Delete(args) => delete(&args),
         Command::Status(args) => status(&args),
@@ -43,21 +43,11 @@ pub(super) fn dispatch(command: Command, level: LogLevel) -> anyhow::Result<()> 
         Command::Trace(args) => super::trace::run(&args),
         Command::Drops(args) => drops(&args),
         Command::Serve(args) => super::serve::run(&args),
-        Command::Validate(_) | Command::ImportLegacy(_) | Command::Crd(_) | Command::Completions(_) => Ok(()),
-    }
-}
-
-/// Lines for a person at a terminal, JSON for whatever else reads standard error.
-fn start_log(level: LogLevel) {
-    use std::io::IsTerminal as _;
-
-    let level: tracing::Level = level.into();
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::from_level(level).into()).parse_lossy("");
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_target(false);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
+        Command::Validate(_)
+        | Command::ImportLegacy(_)
+        | Command::Man(_)
+        | Command::Crd(_)
+        | Command::Completions(_) => Ok(()),
     }
 }
 
@@ -118,16 +108,26 @@ fn summary(desired: &Desired, applied: &Applied) -> String {
     text
 }
 
-fn run(args: &args::Run) -> anyhow::Result<()> {
+fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
     let followed =
         args.spec.file.as_deref().map(|file| followed_file(file, args.spec.router.as_deref())).transpose()?;
     check_privilege(TO_CHANGE)?;
     let start = || started(args);
     let ready = || {
         let _reader_gone = output::text("ready\n");
-        // Not under systemd is fine.
-        let _no_manager = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
+    if args.confine == values::Confine::On {
+        let (router, _) = start()?;
+        let mut writable = router.make_room()?;
+        writable.extend([&args.status_file, &args.flow_log].into_iter().flatten().map(|file| folder(file)));
+        if args.spec.api.is_some() {
+            std::fs::create_dir_all(&args.spec.mirror)
+                .with_context(|| format!("make {}", args.spec.mirror.display()))?;
+            writable.push(args.spec.mirror.clone());
+        }
+        // Before there is any other thread.
+        agent::confine(&writable);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -136,11 +136,15 @@ fn run(args: &args::Run) -> anyhow::Result<()> {
     if let (Some(desired), Some(file)) = (followed, &args.spec.file) {
         let (router, options) = start()?;
         let options = agent::Options { file: file.clone(), ..options };
-        return Ok(runtime.block_on(agent::run(router, desired, options, ready))?);
+        return runtime.block_on(async {
+            tokio::spawn(log.follow_signals());
+            Ok(agent::run(router, desired, options, ready).await?)
+        });
     }
     let access = args.spec.api.as_ref().context("give --spec or --api")?;
     let name = router_name(args.spec.router.as_deref().unwrap_or_default());
     runtime.block_on(async {
+        tokio::spawn(log.follow_signals());
         let source = Source::new(access, name, &args.spec.mirror).await?;
         let start = || {
             let (router, options) = start()?;
@@ -170,6 +174,7 @@ fn started(args: &args::Run) -> anyhow::Result<(Router, agent::Options)> {
         router: args.spec.router.clone(),
         on_exit: on_exit(args.on_exit),
         status_file: args.status_file.clone(),
+        flow_log: args.flow_log.clone(),
         metrics: args.metrics,
         existing_flows: existing_flows(&args.datapath),
         gone: None,
@@ -218,6 +223,7 @@ pub(super) fn run_served(served: &super::serve::Served<'_>) -> anyhow::Result<()
             router: None,
             on_exit: on_exit(args.on_exit),
             status_file: Some(source.status().to_owned()),
+            flow_log: None,
             metrics: None,
             existing_flows: existing_flows(&args.datapath),
             gone: None,
@@ -238,8 +244,16 @@ pub(super) fn run_served(served: &super::serve::Served<'_>) -> anyhow::Result<()
     })
 }
 
+/// The folder that a file is in.
+fn folder(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
 /// Such a path goes with the process, and the namespace may well stay.
-fn is_of_a_process(path: &std::path::Path) -> bool {
+fn is_of_a_process(path: &Path) -> bool {
     path.starts_with("/proc")
 }
 

@@ -5,8 +5,12 @@
 pub mod args;
 mod commands;
 mod completions;
+#[cfg(test)]
+mod deployed;
 mod flows;
 mod import;
+mod log;
+mod man;
 pub mod output;
 mod rows;
 pub mod serve;
@@ -44,6 +48,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Validate(args) => validate::run(&args),
         Command::ImportLegacy(args) => import::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Crd(args) => serve::crd(&args),
         Command::Completions(args) => completions::run(args.shell),
         command => commands::dispatch(command, cli.log_level).map(|()| ExitCode::SUCCESS),

@@ -119,6 +119,16 @@ impl FromStr for ExistingFlows {
     }
 }
 
+/// Whether `run` gives up what it does not need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Confine {
+    /// Capabilities, writable files, system calls.
+    #[default]
+    On,
+    /// Nothing.
+    Off,
+}
+
 /// What `run` leaves behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnExit {

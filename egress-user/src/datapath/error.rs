@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use egress_ebpf::contract::map;
 use thiserror::Error;
 
 /// An error of the datapath room. Each names the object it is about.
@@ -103,6 +104,13 @@ pub enum DatapathError {
         /// The kernel's reason.
         #[source]
         source: aya::maps::MapError,
+    },
+    /// The flow table could not be read whole.
+    #[error("read map {}", map::FLOWS)]
+    ReadFlows {
+        /// The kernel's reason.
+        #[source]
+        source: std::io::Error,
     },
     /// More addresses than a mark can name.
     #[error("{interface} has {count} addresses, at most {limit} can be used")]

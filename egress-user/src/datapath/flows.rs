@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use aya::maps::MapError;
@@ -12,9 +13,10 @@ use egress_ebpf::timeout::{self, SECOND_NS, protocol};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use super::DatapathError;
+use super::journal::{FlowEvent, Journal};
 use super::maps::{Maps, array_of, failed};
 use super::tally::Tally;
+use super::{DatapathError, batch};
 
 /// One flow, as people and scripts see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +52,19 @@ pub struct FlowRow {
     pub reply_bytes: u64,
 }
 
+/// Share of the table above which flows that are opening or closing give way, in percent.
+const CROWDED_PERCENT: usize = 90;
+
+/// Whether a flow is one that gives way: conntrack's choice, too (`early_drop`).
+fn is_brief(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, now_ns: u64) -> bool {
+    let age_ns = now_ns.saturating_sub(flow.created_ns);
+    timeout::class(key.protocol, flow.seen, twin.map_or(0, |twin| twin.seen), age_ns).gives_way()
+}
+
+fn last_seen_ns(flow: &Flow, twin: Option<&Flow>) -> u64 {
+    flow.last_seen_ns.max(twin.map_or(0, |twin| twin.last_seen_ns))
+}
+
 /// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -57,6 +72,8 @@ pub struct Swept {
     pub live: usize,
     /// Flows that were removed.
     pub removed: usize,
+    /// Flows that were alive, opening or closing, and had to give way because the table was nearly full.
+    pub gave_way: usize,
 }
 
 #[cfg(test)]
@@ -85,11 +102,16 @@ impl Default for FlowRow {
 impl Maps {
     pub(super) fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
         let mut entries = HashMap::new();
-        for item in self.flows.iter() {
-            let (key, flow) = item.map_err(failed("read", map::FLOWS))?;
-            entries.insert(pod_read_unaligned(&key), pod_read_unaligned(&flow));
-        }
+        let read = batch::for_each(self.flow_table.as_fd(), |key: FlowKey, flow: Flow| {
+            entries.insert(key, flow);
+        });
+        read.map_err(|source| DatapathError::ReadFlows { source })?;
         Ok(entries)
+    }
+
+    /// What happened to flows since the journal was last shown the table.
+    pub(super) fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, DatapathError> {
+        Ok(journal.note(&self.entries()?, &self.config()?, monotonic_ns()))
     }
 
     /// Adds what all flows have counted to a tally.
@@ -123,6 +145,7 @@ impl Maps {
         tally.add(&entries, self.capacity, &config);
         let sources = self.snat_sources(&config)?;
         let mut swept = Swept::default();
+        let mut brief = Vec::new();
         for (key, flow) in &entries {
             let twin_key = key.twin(flow);
             let twin = entries.get(&twin_key);
@@ -131,18 +154,42 @@ impl Maps {
                 || timeout::expired(key.protocol, flow, key.is_request(), twin, &config.timeouts_s, now_ns);
             if !gone {
                 swept.live += usize::from(key.is_request());
+                if key.is_request() && is_brief(key, flow, twin, now_ns) {
+                    brief.push((last_seen_ns(flow, twin), key, flow));
+                }
                 continue;
             }
-            // What has had a packet since it was read is not expired any more.
-            let fresh = self.flow(key)?.is_some_and(|now| now.last_seen_ns != flow.last_seen_ns)
-                || self.flow(&twin_key)?.zip(twin).is_some_and(|(now, then)| now.last_seen_ns != then.last_seen_ns);
-            if fresh && sources.contains(&source) {
+            if sources.contains(&source) && (self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, twin)?) {
                 continue;
             }
             self.remove_flow(key)?;
             swept.removed += usize::from(key.is_request());
         }
+        // The table is nearly full: flows that are opening or closing give way, those first that have been silent longest.
+        let surplus = swept.live.saturating_sub(self.capacity * CROWDED_PERCENT / 100);
+        if surplus > 0 {
+            brief.sort_unstable_by_key(|(last_seen_ns, ..)| *last_seen_ns);
+        }
+        for (_, key, flow) in brief.into_iter().take(surplus) {
+            let twin_key = key.twin(flow);
+            if self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, entries.get(&twin_key))? {
+                continue;
+            }
+            self.remove_flow(key)?;
+            self.remove_flow(&twin_key)?;
+            swept.gave_way += 1;
+        }
+        swept.live -= swept.gave_way;
         Ok(swept)
+    }
+
+    /// Whether an entry has had a packet since it was read, and so is not what it was.
+    fn has_moved(&self, key: &FlowKey, then: &Flow) -> Result<bool, DatapathError> {
+        Ok(self.flow(key)?.is_some_and(|now| (now.packets, now.created_ns) != (then.packets, then.created_ns)))
+    }
+
+    fn has_moved_if_any(&self, key: &FlowKey, then: Option<&Flow>) -> Result<bool, DatapathError> {
+        then.map_or(Ok(false), |then| self.has_moved(key, then))
     }
 
     fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
@@ -163,7 +210,7 @@ impl Maps {
     }
 }
 
-fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
+pub(super) fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
     let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) / SECOND_NS;
     let reply_seen = twin.map_or(0, |twin| twin.seen);
     let class = timeout::class(key.protocol, flow.seen, reply_seen, now_ns.saturating_sub(flow.created_ns));
@@ -204,7 +251,7 @@ pub fn protocol_name(number: u8) -> String {
 }
 
 /// The clock that the programs read (`bpf_ktime_get_coarse_ns`), so that both agree on what has expired.
-pub(super) fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE) else { return 0 };
     let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
     seconds * SECOND_NS + u64::try_from(now.tv_nsec()).unwrap_or_default()

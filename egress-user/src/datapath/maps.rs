@@ -6,7 +6,7 @@
 use std::collections::HashMap as Indices;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapFd, MapInfo, MapType, PerCpuArray};
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
@@ -40,6 +40,8 @@ pub(super) struct Maps {
     pub(super) sources: Array<MapData, Bytes<Addr>>,
     rules: HashMap<MapData, Bytes<RuleKey>, Bytes<RuleValue>>,
     pub(super) flows: HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>,
+    /// The flow table again, for reading it whole.
+    pub(super) flow_table: MapFd,
     /// How many flows the table holds.
     pub(super) capacity: usize,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
@@ -59,6 +61,7 @@ impl Maps {
         let flows = MapInfo::from_pin(pins.map(map::FLOWS)).map_err(failed("open", map::FLOWS))?;
         Ok(Self {
             capacity: usize::try_from(flows.max_entries() / 2).unwrap_or(usize::MAX),
+            flow_table: flows.fd().map_err(failed("open", map::FLOWS))?,
             active: array(pins, map::ACTIVE)?,
             config: array(pins, map::CONFIG)?,
             addresses: hash(pins, map::ADDRESSES)?,

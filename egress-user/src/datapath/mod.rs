@@ -12,9 +12,11 @@
 //! - Nothing here knows the specification, and of netlink only the clsact filters.
 
 mod attach;
+mod batch;
 mod clsact;
 mod error;
 mod flows;
+mod journal;
 mod load;
 mod maps;
 mod object;
@@ -29,7 +31,8 @@ mod verified;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
-pub use flows::{FlowRow, Swept, protocol_name};
+pub use flows::{FlowRow, Swept, monotonic_ns, protocol_name};
+pub use journal::{FlowEvent, FlowEventKind, Journal};
 pub use load::{Datapath, Installed, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};

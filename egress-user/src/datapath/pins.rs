@@ -52,16 +52,12 @@ impl PinDir {
         self.path.is_dir()
     }
 
-    /// Makes the directory, and mounts a BPF file system for it where there is none.
+    /// Mounts a BPF file system for the directory where there is none.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be made, or is not in a BPF file system and none can be mounted.
-    pub fn create(&self) -> Result<(), DatapathError> {
-        let pin_error = |action, path: &Path| {
-            let path = path.to_path_buf();
-            move |source: io::Error| DatapathError::Pin { action, path, source: source.into() }
-        };
+    /// When it is not in a BPF file system and none can be mounted.
+    pub fn mount(&self) -> Result<(), DatapathError> {
         if !is_bpffs(existing_ancestor(&self.root)) {
             let at = self.mount_point();
             std::fs::create_dir_all(at).map_err(pin_error("create directory", at))?;
@@ -71,6 +67,16 @@ impl PinDir {
                 .map_err(pin_error("mount a BPF file system at", at))?;
             tracing::info!(path = %at.display(), "mounted a BPF file system");
         }
+        Ok(())
+    }
+
+    /// Makes the directory, after [`mount`](Self::mount).
+    ///
+    /// # Errors
+    ///
+    /// As there, and when the directory cannot be made.
+    pub fn create(&self) -> Result<(), DatapathError> {
+        self.mount()?;
         std::fs::create_dir_all(&self.path).map_err(pin_error("create directory", &self.path))
     }
 
@@ -114,6 +120,11 @@ impl PinDir {
         let _ = std::fs::remove_dir(&self.root);
         if errors.is_empty() { Ok(true) } else { Err(errors) }
     }
+}
+
+fn pin_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_path_buf();
+    move |source| DatapathError::Pin { action, path, source: source.into() }
 }
 
 fn existing_ancestor(path: &Path) -> &Path {

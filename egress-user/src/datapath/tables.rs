@@ -33,8 +33,6 @@ pub struct Interfaces {
     pub snat: Vec<IpAddr>,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
-    /// Whether the cluster interface is a veth whose peer is in another namespace.
-    pub cluster_peer: bool,
     /// The smaller of the two interfaces' MTU, without link header.
     pub mtu: u32,
 }
@@ -114,11 +112,7 @@ impl Tables {
             config: Config {
                 cluster_ifindex: interfaces.cluster.index,
                 external_ifindex: interfaces.external.index,
-                flags: match (settings.redirect, interfaces.cluster_peer) {
-                    (false, _) => 0,
-                    (true, false) => config_flag::REDIRECT,
-                    (true, true) => config_flag::REDIRECT | config_flag::PEER,
-                },
+                flags: if settings.redirect { config_flag::REDIRECT } else { 0 },
                 snat_v4: Slice::default(),
                 snat_v6: Slice::default(),
                 snat_port_first: first,
@@ -220,7 +214,6 @@ mod tests {
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
             cluster_mac: [0; 6],
-            cluster_peer: false,
             mtu: 1500,
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();
@@ -241,7 +234,6 @@ mod tests {
             external: interface("net1", &[]),
             snat: vec![],
             cluster_mac: [0; 6],
-            cluster_peer: false,
             mtu: 1500,
         };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();

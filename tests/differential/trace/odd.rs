@@ -1,14 +1,14 @@
 //! What is not a plain packet of a plain conversation.
 
 use egress_lab::Family;
-use egress_lab::address::{ROUTER, SNAT, pod};
+use egress_lab::address::{ROUTER, SNAT};
 use egress_lab::frame::{Body, Frame, Part};
 use egress_lab::random::Random;
 
 use super::{Place, udp_rule, varied};
 use crate::outcome::with_port;
 use crate::step::{Damage, End, Step};
-use crate::twin::{SERVER, STRANGER};
+use crate::twin::{POD, SERVER, STRANGER};
 
 /// A datagram each way, so that both directions are known.
 fn acquainted(random: &mut Random, place: &Place) -> (crate::step::Flow, Vec<Step>) {
@@ -257,7 +257,7 @@ pub(super) fn other_destinations(random: &mut Random, place: &Place) -> Vec<Step
     vec![
         Step::one("a packet to another host", End::Client, frame(random, to(elsewhere), Body::Udp)),
         Step::one("a packet to another host", End::Client, frame(random, to(elsewhere), Body::Tcp(2))),
-        Step::one("a packet to another pod", End::Client, frame(random, to(place.at(pod(77), 12_345)), Body::Udp)),
+        Step::one("a packet to another pod", End::Client, frame(random, to(place.at(POD, 12_345)), Body::Udp)),
         Step::one(
             "a packet to the router's outer address",
             End::Client,

@@ -1,0 +1,54 @@
+//! The files of `deploy/` against the command line and the agent: a flag that is renamed here is renamed there.
+
+use std::path::Path;
+
+use clap::Parser as _;
+use serde_json::Value;
+
+use super::args::{Cli, Command};
+use crate::agent::TO_CHANGE;
+
+fn deployed(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
+    let line = std::iter::once("egress-router").chain(words);
+    Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).command
+}
+
+#[test]
+fn the_unit_starts_what_there_is_with_what_it_takes() {
+    let unit = deployed("systemd/egress-router@.service");
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    let Command::Run(run) = parse(value("ExecStart").split_whitespace().skip(1)) else { panic!("run") };
+    assert!(run.status_file.unwrap().starts_with("/run/egress-router"));
+    let mut capabilities: Vec<&str> = value("CapabilityBoundingSet").split_whitespace().collect();
+    let mut needed: Vec<String> = TO_CHANGE.iter().map(ToString::to_string).collect();
+    capabilities.sort_unstable();
+    needed.sort_unstable();
+    assert_eq!(capabilities, needed);
+    assert_eq!(value("Type"), "notify");
+}
+
+#[test]
+fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
+    let text = deployed("kubernetes/router.yaml");
+    let objects: Vec<Value> = text.split("\n---\n").map(|one| serde_saphyr::from_str(one).unwrap()).collect();
+    let kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let container = &kind("Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let words: Vec<&str> = container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let Command::Run(run) = parse(words) else { panic!("run") };
+    let port = &container["ports"][0];
+    assert_eq!(port["containerPort"], run.metrics.unwrap().port());
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{probe}");
+    }
+    let path = run.spec.file.unwrap();
+    let (folder, file) = (path.parent().unwrap().to_owned(), path.file_name().unwrap().to_owned());
+    assert_eq!(container["volumeMounts"][0]["mountPath"], folder.to_str().unwrap());
+    let spec = kind("ConfigMap")["data"][file.to_str().unwrap()].as_str().unwrap();
+    let loaded = crate::spec::load_str("router.yaml", spec);
+    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+}
