@@ -22,9 +22,9 @@ const RESTART_EVERY: u32 = 10;
 
 fn spec(edit: u32) -> Spec {
     // Port 90 goes to and fro; what lives through 80 and 7000 is never touched.
-    let to: Host = if edit % 2 == 0 { SERVER_1 } else { SERVER_2 };
+    let to: Host = if edit.is_multiple_of(2) { SERVER_1 } else { SERVER_2 };
     let spec = Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None).tcp(90, to, 8080);
-    if edit % 3 == 0 { spec } else { spec.udp(9000, SERVER_2, 7000) }
+    if edit.is_multiple_of(3) { spec } else { spec.udp(9000, SERVER_2, 7000) }
 }
 
 /// What must not grow: descriptors, threads and resident memory of a process, in KiB.

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
     bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
 };
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
