@@ -8,9 +8,7 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_REDIRECT, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
     bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-};
+use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
