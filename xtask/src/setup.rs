@@ -19,6 +19,9 @@ const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
 /// The programs that the lab starts, and the Debian packages that bring them.
 const LAB_TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("ethtool", "ethtool"), ("nft", "nftables")];
 
+/// The programs of the benchmark's peers, and the Debian packages that bring them.
+const PEER_TOOLS: &[(&str, &str)] = &[("iptables-restore", "iptables")];
+
 /// The programs that boot other kernels, and the Debian packages that bring them.
 const EMULATOR_TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -85,6 +88,14 @@ const EMULATOR: Step = Step {
     install: || install_tools("the emulator", EMULATOR_TOOLS),
 };
 
+/// Needed to compare with, and for nothing else.
+const PEERS: Step = Step {
+    name: "benchmark peers",
+    why: "needed for the ways that the router is measured against",
+    find: || find_tools(PEER_TOOLS),
+    install: || install_tools("the benchmark's peers", PEER_TOOLS),
+};
+
 /// Runs the verb.
 pub(crate) fn setup(args: &Args) -> Result<ExitCode> {
     let mut missing = 0;
@@ -121,6 +132,11 @@ pub(crate) fn ensure() -> Result<Toolchain> {
 /// What the kernels layer calls, besides.
 pub(crate) fn ensure_emulator() -> Result<()> {
     (EMULATOR.find)().map(|_| ()).or_else(|reason| provide(&EMULATOR, &reason))
+}
+
+/// What the benchmark calls, besides.
+pub(crate) fn ensure_peers() -> Result<()> {
+    (PEERS.find)().map(|_| ()).or_else(|reason| provide(&PEERS, &reason))
 }
 
 /// What the api layer calls, besides.

@@ -32,7 +32,7 @@ use egress_lab::kernel_nat::Uplink;
 use egress_lab::processor::Core;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{build, workspace};
+use crate::{build, setup, workspace};
 use record::Record;
 use rig::{Parts, Path, Rig, Rules, build_all};
 use workload::sockets::{self, Load};
@@ -152,6 +152,7 @@ impl Bench {
 /// Runs the verb.
 pub(crate) fn bench(args: &Args) -> Result<ExitCode> {
     workspace::require_root("bench")?;
+    setup::ensure_peers()?;
     let (binary, object) = build::for_bench()?;
     let mut bench = Bench {
         core: Core::last()?,
