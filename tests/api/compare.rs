@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use crate::client;
 use crate::corpus::Response;
 use crate::placeholders::Bindings;
+use egress_lab::https as client;
 
 /// How an answer differs from the record; none if it does not.
 pub(crate) fn difference(recorded: &Response, real: &client::Response, bindings: &mut Bindings) -> Option<String> {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use egress_lab::wait::wait_for;
 use serde_json::Value;
 
-use crate::client::{self, Client, chunk, is_chunked, read_head, send};
 use crate::compare;
 use crate::corpus::{self, Line};
 use crate::excuses::EXCUSES;
 use crate::placeholders::Bindings;
 use crate::server::Server;
+use egress_lab::https::{self as client, Client, chunk, is_chunked, read_head, send};
 
 /// How long an event may take after what caused it.
 const EVENT_WITHIN: Duration = Duration::from_secs(10);

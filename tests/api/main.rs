@@ -5,7 +5,6 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 
-mod client;
 mod compare;
 mod conformance;
 mod corpus;

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::client::Client;
+use egress_lab::https::Client;
 
 /// Who has which token in tests.
 const TOKENS: &str = "admin-token,admin,1,\"system:masters\"\n\
@@ -103,7 +103,7 @@ impl Server {
 
     /// A client.
     pub(crate) fn client(&self) -> Client {
-        Client::new(self.address)
+        Client::new(self.address).unwrap()
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use egress_lab::wait::wait_for;
 use serde_json::{Value, json};
 
-use crate::client::{self, Client, chunk, read_head, send};
 use crate::server::Server;
+use egress_lab::https::{self as client, Client, chunk, read_head, send};
 
 const PATH: &str = "/apis/network.operator.openshift.io/v1/namespaces/conf/egressrouters";
 const WITHIN: Duration = Duration::from_secs(60);
@@ -115,7 +115,7 @@ fn no_update_is_lost_and_every_watcher_sees_it_once() {
     let (writers, additions, watchers) = (6, count(15, 250), 4);
     let server = Server::start(&[]);
     let client = server.client();
-    let first = version(&client.call("POST", PATH, Some(&object("counter", "10.0.0.1"))).json());
+    let first = version(&client.call("POST", PATH, Some(&object("counter", "10.0.0.1"))).unwrap().json().unwrap());
     let watching: Vec<Watcher> =
         (0..watchers).map(|index| Watcher::from(server.client(), server.address(), first, 7 + index * 5)).collect();
     let conflicts = AtomicU64::new(0);
@@ -127,24 +127,27 @@ fn no_update_is_lost_and_every_watcher_sees_it_once() {
                 let client = server.client();
                 let mut done = 0;
                 while done < additions {
-                    let mut current = client.call("GET", &format!("{PATH}/counter"), None).json();
+                    let mut current = client.call("GET", &format!("{PATH}/counter"), None).unwrap().json().unwrap();
                     let count = current.pointer("/metadata/annotations/count").and_then(Value::as_str).unwrap_or("0");
                     let next = count.parse::<u64>().unwrap() + 1;
                     current["metadata"]["annotations"] = json!({"count": next.to_string(), "by": writer.to_string()});
-                    let answer = client.call("PUT", &format!("{PATH}/counter"), Some(&current.to_string()));
+                    let answer = client.call("PUT", &format!("{PATH}/counter"), Some(&current.to_string())).unwrap();
                     match answer.status {
                         200 => {
-                            versions.lock().unwrap_or_else(PoisonError::into_inner).push(version(&answer.json()));
+                            versions
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .push(version(&answer.json().unwrap()));
                             done += 1;
                         }
                         409 => drop(conflicts.fetch_add(1, Ordering::Relaxed)),
-                        other => panic!("{other}: {:?}", answer.json()),
+                        other => panic!("{other}: {:?}", answer.json().unwrap()),
                     }
                 }
             });
         }
     });
-    let last = client.call("GET", &format!("{PATH}/counter"), None).json();
+    let last = client.call("GET", &format!("{PATH}/counter"), None).unwrap().json().unwrap();
     let total = writers * additions;
     assert_eq!(last.pointer("/metadata/annotations/count"), Some(&json!(total.to_string())));
     let mut versions = versions.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -196,14 +199,14 @@ fn nothing_that_was_answered_is_lost_by_kills() {
                         let change = (name.clone(), (!delete).then_some(value));
                         asked.lock().unwrap_or_else(PoisonError::into_inner).push(change.clone());
                         let done = if delete {
-                            client.try_call("DELETE", &target, None)
+                            client.call("DELETE", &target, None)
                         } else {
                             let label = json!({"metadata": {"labels": {"n": value.to_string()}}}).to_string();
-                            match client.try_call("PATCH", &target, Some(&label)) {
+                            match client.call("PATCH", &target, Some(&label)) {
                                 Ok(missing) if missing.status == 404 => {
                                     let mut new: Value = serde_json::from_str(&object(&name, "10.0.0.1")).unwrap();
                                     new["metadata"]["labels"] = json!({"n": value.to_string()});
-                                    client.try_call("POST", PATH, Some(&new.to_string()))
+                                    client.call("POST", PATH, Some(&new.to_string()))
                                 }
                                 other => other,
                             }
@@ -212,7 +215,7 @@ fn nothing_that_was_answered_is_lost_by_kills() {
                             Ok(answer) if answer.status < 300 || answer.status == 404 => {
                                 answered.lock().unwrap_or_else(PoisonError::into_inner).push(change);
                             }
-                            Ok(answer) => panic!("{}: {:?}", answer.status, answer.json()),
+                            Ok(answer) => panic!("{}: {:?}", answer.status, answer.json().unwrap()),
                             Err(_) => return,
                         }
                     }
@@ -228,7 +231,7 @@ fn nothing_that_was_answered_is_lost_by_kills() {
         }
         number += 10_000_000;
         server.launch();
-        let list = server.client().call("GET", PATH, None).json();
+        let list = server.client().call("GET", PATH, None).unwrap().json().unwrap();
         let found: BTreeMap<String, u64> = list["items"]
             .as_array()
             .unwrap()
@@ -275,7 +278,7 @@ fn many_objects_and_many_watchers() {
             scope.spawn(move || {
                 let client = server.client();
                 for index in (part..objects).step_by(8) {
-                    let answer = client.call("POST", PATH, Some(&object(&format!("r{index:05}"), "10.0.0.1")));
+                    let answer = client.call("POST", PATH, Some(&object(&format!("r{index:05}"), "10.0.0.1"))).unwrap();
                     assert_eq!(answer.status, 201);
                 }
             });
@@ -284,13 +287,13 @@ fn many_objects_and_many_watchers() {
     let made = begun.elapsed();
     let client = server.client();
     let begun = Instant::now();
-    let list = client.call("GET", PATH, None).json();
+    let list = client.call("GET", PATH, None).unwrap().json().unwrap();
     let listed = begun.elapsed();
     assert_eq!(list["items"].as_array().unwrap().len(), objects);
     let mut paged = Vec::new();
     let mut token = String::new();
     loop {
-        let page = client.call("GET", &format!("{PATH}?limit=200&continue={token}"), None).json();
+        let page = client.call("GET", &format!("{PATH}?limit=200&continue={token}"), None).unwrap().json().unwrap();
         let names = page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone());
         paged.extend(names);
         token = page.pointer("/metadata/continue").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -309,7 +312,7 @@ fn many_objects_and_many_watchers() {
     let changes = 5;
     for index in 0..changes {
         let label = json!({"metadata": {"labels": {"x": index.to_string()}}}).to_string();
-        assert_eq!(client.call("PATCH", &format!("{PATH}/r00000"), Some(&label)).status, 200);
+        assert_eq!(client.call("PATCH", &format!("{PATH}/r00000"), Some(&label)).unwrap().status, 200);
     }
     for watcher in &waiting {
         wait_for("every watcher to see every change", WITHIN, || (watcher.seen().len() >= changes).then_some(()))
@@ -337,7 +340,7 @@ fn resident_kb(pid: u32) -> u64 {
 fn ill_meant_requests_get_clear_answers_and_bounded_memory() {
     let server = Server::start(&[]);
     let client = server.client();
-    client.call("POST", PATH, Some(&object("a", "10.0.0.1")));
+    client.call("POST", PATH, Some(&object("a", "10.0.0.1"))).unwrap();
     let before = resident_kb(server.pid());
 
     // Connections that say nothing, and heads that never end.
@@ -350,7 +353,7 @@ fn ill_meant_requests_get_clear_answers_and_bounded_memory() {
         connection.get_mut().write_all(b"GET / HTTP/1.1\r\nX-Slow: ").unwrap();
         connection.get_mut().flush().unwrap();
     }
-    assert_eq!(client.call("GET", PATH, None).status, 200);
+    assert_eq!(client.call("GET", PATH, None).unwrap().status, 200);
 
     // Bodies that are too large, too deep, or no text.
     let post = |body: Vec<u8>| {
@@ -364,7 +367,7 @@ fn ill_meant_requests_get_clear_answers_and_bounded_memory() {
     for unit in [&b"["[..], b"{\"a\":", b"[{\"a\":["] {
         let answer = post(unit.repeat(100_000)).unwrap();
         assert_eq!(answer.status, 400);
-        assert!(answer.json()["message"].as_str().unwrap().contains("exceeded max depth"));
+        assert!(answer.json().unwrap()["message"].as_str().unwrap().contains("exceeded max depth"));
     }
     // The answer may be lost when the server closes before it has read everything.
     if let Ok(answer) = post(vec![b'x'; 20_000_000]) {
@@ -387,11 +390,11 @@ fn ill_meant_requests_get_clear_answers_and_bounded_memory() {
 
     // Paths and queries that are no text.
     for target in ["/%", "/%zz", "/%ff%fe", "/apis/%00", "/?%zz=%zz", "/\u{7f}"] {
-        if let Ok(answer) = client.try_call("GET", target, None) {
+        if let Ok(answer) = client.call("GET", target, None) {
             assert!((200..500).contains(&answer.status), "{target}: {}", answer.status);
         }
     }
-    let long = client.try_call("GET", &format!("/{}", "a".repeat(200_000)), None);
+    let long = client.call("GET", &format!("/{}", "a".repeat(200_000)), None);
     assert!(long.is_err() || (400..500).contains(&long.unwrap().status));
     // No TLS at all.
     let mut plain = TcpStream::connect(server.address()).unwrap();
@@ -401,7 +404,7 @@ fn ill_meant_requests_get_clear_answers_and_bounded_memory() {
     let _reset = plain.read_to_end(&mut said);
     assert!(!said.starts_with(b"HTTP"), "plain text is not answered");
 
-    assert_eq!(client.call("GET", &format!("{PATH}/a"), None).status, 200);
+    assert_eq!(client.call("GET", &format!("{PATH}/a"), None).unwrap().status, 200);
     let after = resident_kb(server.pid());
     note(&format!("strength: {} kB resident before, {after} kB after, {} idle connections", before, idle.len()));
     assert!(after < before + 150_000, "memory grew from {before} kB to {after} kB");

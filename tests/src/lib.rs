@@ -30,6 +30,7 @@
 //! | [`bpf`] | time of programs, memory of tables |
 //! | [`processor`] | a processor of one's own, and the time spent on it |
 //! | [`sandbox`] | a program as on a kernel that lacks something |
+//! | [`https`] | an HTTPS client by hand, for the API |
 //! | [`interrupt`] | staying until Ctrl-C |
 //!
 //! Invariants: no fixed name on the system, so labs run side by side; nothing sleeps to wait for another; every wait has
@@ -43,6 +44,7 @@ pub mod capture;
 pub mod detector;
 pub mod endpoint;
 pub mod frame;
+pub mod https;
 pub mod icmp;
 pub mod inject;
 pub mod interrupt;

@@ -2,8 +2,8 @@
 //! answers, on a store of its own.
 //!
 //! The way of a request: [`listen`] (TLS, limits) → `server` (who may, which endpoint) → for reads `list`, `watch`;
-//! for writes `object` (read, prune, default, check), `patch`, `managed` on `typed` (field ownership), `write` →
-//! `store` → `form` and `answer` (tables, metadata, JSON, YAML).
+//! for writes `object` (read, prune, default, check), `patch`, `managed` on `typed` (field ownership), `write`,
+//! `delete` → `store` → `form` and `answer` (tables, metadata, JSON, YAML).
 //!
 //! Invariants:
 //! - An answered write is on the disk. A write that is based on another version than the stored one is refused.
@@ -14,7 +14,9 @@
 mod answer;
 mod auth;
 mod crd;
+mod delete;
 mod discovery;
+mod documents;
 mod fields;
 mod form;
 mod json;

@@ -78,12 +78,14 @@ enum Workload {
     Flows,
     /// All rules replaced under load
     Swap,
+    /// The API: requests, a list of all, changes to many watchers
+    Api,
 }
 
 impl Workload {
     /// Whether it is run with the rigs that most workloads share.
     fn is_shared(self) -> bool {
-        !matches!(self, Self::UdpSmallVeth | Self::Rules | Self::Flows | Self::Swap)
+        !matches!(self, Self::UdpSmallVeth | Self::Rules | Self::Flows | Self::Swap | Self::Api)
     }
 
     /// The paths that it wants of those rigs.
@@ -97,7 +99,7 @@ impl Workload {
             Self::Memory => &[Path::Tc, Path::Nft],
             Self::Programs | Self::Restart => &[Path::Tc],
             Self::UdpSmallVeth => &[Path::Nft, Path::Iptables, Path::Forward, Path::Redirect, Path::Floor],
-            Self::Rules | Self::Flows | Self::Swap => &[],
+            Self::Rules | Self::Flows | Self::Swap | Self::Api => &[],
         }
     }
 }
@@ -203,6 +205,7 @@ fn measure(bench: &mut Bench, parts: &Parts, wanted: &[Workload]) -> Result<()> 
             Workload::Rules => bench.step("rules", |bench| workload::rules::run(bench, parts))?,
             Workload::Flows => bench.step("flows", |bench| workload::flows::run(bench, parts))?,
             Workload::Swap => bench.step("swap", |bench| workload::swap::run(bench, parts))?,
+            Workload::Api => bench.step("api", |bench| workload::api::run(bench, parts))?,
             _ => {}
         }
     }
@@ -224,7 +227,7 @@ fn run_shared(bench: &mut Bench, workload: Workload, rigs: &mut [Rig]) -> Result
         Workload::Programs => bench.step("programs", |bench| workload::programs::run(bench, rigs)),
         Workload::Memory => bench.step("memory", |bench| workload::memory::run(bench, rigs)),
         Workload::Restart => bench.step("restart", |bench| workload::restart::run(bench, rigs)),
-        Workload::UdpSmallVeth | Workload::Rules | Workload::Flows | Workload::Swap => Ok(()),
+        Workload::UdpSmallVeth | Workload::Rules | Workload::Flows | Workload::Swap | Workload::Api => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file a workload.
 
+pub(super) mod api;
 pub(super) mod flows;
 pub(super) mod memory;
 pub(super) mod new_flows;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
@@ -13,66 +14,88 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 const WITHIN: Duration = Duration::from_secs(90);
 
 /// A connection.
-pub(crate) type Connection = BufReader<StreamOwned<ClientConnection, TcpStream>>;
+pub type Connection = BufReader<StreamOwned<ClientConnection, TcpStream>>;
 
 /// Makes connections to one server. Whether certificates are checked is tested with kubectl.
 #[derive(Clone)]
-pub(crate) struct Client {
+pub struct Client {
     address: SocketAddr,
     config: Arc<ClientConfig>,
 }
 
 /// A request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Request {
+pub struct Request {
     /// Method, as it is sent.
-    pub(crate) method: String,
+    pub method: String,
     /// Path and query, as they are sent.
-    pub(crate) target: String,
+    pub target: String,
     /// Headers.
-    pub(crate) headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     /// Body.
-    pub(crate) body: Option<Vec<u8>>,
+    pub body: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// A request of the one whose token is `admin-token`; a body is JSON, and that of a PATCH is merged.
+    pub fn new(method: &str, target: &str, body: Option<&str>) -> Self {
+        let mut headers = vec![("Authorization".to_owned(), "Bearer admin-token".to_owned())];
+        if body.is_some() {
+            let ty = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+            headers.push(("Content-Type".to_owned(), ty.to_owned()));
+        }
+        let (method, target) = (method.to_owned(), target.to_owned());
+        Self { method, target, headers, body: body.map(|body| body.as_bytes().to_vec()) }
+    }
 }
 
 /// An answer.
 #[derive(Debug)]
-pub(crate) struct Response {
+pub struct Response {
     /// Status code.
-    pub(crate) status: u16,
+    pub status: u16,
     /// Headers, names in lower case.
-    pub(crate) headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     /// Body.
-    pub(crate) body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Response {
     /// Every value of a header.
-    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+    pub fn all(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The body as JSON.
-    pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error} in {} {:?}", self.status, String::from_utf8_lossy(&self.body)))
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn json(&self) -> Result<serde_json::Value> {
+        let text = || format!("read {} {:?}", self.status, String::from_utf8_lossy(&self.body));
+        serde_json::from_slice(&self.body).with_context(text)
     }
 }
 
 impl Client {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    /// Clients of the server at an address.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(address: SocketAddr) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
+            .with_safe_default_protocol_versions()?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Trusting))
             .with_no_client_auth();
-        Self { address, config: Arc::new(config) }
+        Ok(Self { address, config: Arc::new(config) })
     }
 
     /// A new connection.
-    pub(crate) fn connect(&self) -> std::io::Result<Connection> {
+    ///
+    /// # Errors
+    /// When the server is away.
+    pub fn connect(&self) -> std::io::Result<Connection> {
         let stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(WITHIN))?;
         stream.set_nodelay(true)?;
@@ -82,7 +105,10 @@ impl Client {
     }
 
     /// Sends a request on a new connection and reads the whole answer.
-    pub(crate) fn send(&self, request: &Request) -> std::io::Result<Response> {
+    ///
+    /// # Errors
+    /// When the server is away, or breaks off.
+    pub fn send(&self, request: &Request) -> std::io::Result<Response> {
         let mut connection = self.connect()?;
         send(&mut connection, self.address, request)?;
         let mut response = read_head(&mut connection)?;
@@ -92,25 +118,20 @@ impl Client {
         Ok(response)
     }
 
-    /// A request of the administrator's, with a JSON body.
-    pub(crate) fn call(&self, method: &str, target: &str, body: Option<&str>) -> Response {
-        self.try_call(method, target, body).unwrap()
-    }
-
-    /// The same, where the server may be away.
-    pub(crate) fn try_call(&self, method: &str, target: &str, body: Option<&str>) -> std::io::Result<Response> {
-        let mut headers = vec![("Authorization".to_owned(), "Bearer admin-token".to_owned())];
-        if body.is_some() {
-            let ty = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-            headers.push(("Content-Type".to_owned(), ty.to_owned()));
-        }
-        let (method, target) = (method.to_owned(), target.to_owned());
-        self.send(&Request { method, target, headers, body: body.map(|body| body.as_bytes().to_vec()) })
+    /// A request of the administrator's, with a JSON body, on a connection of its own.
+    ///
+    /// # Errors
+    /// When the server is away.
+    pub fn call(&self, method: &str, target: &str, body: Option<&str>) -> std::io::Result<Response> {
+        self.send(&Request::new(method, target, body))
     }
 }
 
 /// Sends a request.
-pub(crate) fn send(connection: &mut Connection, address: SocketAddr, request: &Request) -> std::io::Result<()> {
+///
+/// # Errors
+/// When the server breaks off.
+pub fn send(connection: &mut Connection, address: SocketAddr, request: &Request) -> std::io::Result<()> {
     let mut head = format!("{} {} HTTP/1.1\r\nHost: {address}\r\n", request.method, request.target);
     for (name, value) in &request.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -130,7 +151,10 @@ pub(crate) fn send(connection: &mut Connection, address: SocketAddr, request: &R
 }
 
 /// Reads status and headers.
-pub(crate) fn read_head(connection: &mut Connection) -> std::io::Result<Response> {
+///
+/// # Errors
+/// When the server breaks off, or says something else.
+pub fn read_head(connection: &mut Connection) -> std::io::Result<Response> {
     let first = line(connection)?;
     let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other(format!("no status in {first:?}")))?;
@@ -155,7 +179,10 @@ fn line(connection: &mut Connection) -> std::io::Result<String> {
 }
 
 /// Reads the body that the headers announce.
-fn read_body(connection: &mut Connection, response: &mut Response) -> std::io::Result<()> {
+///
+/// # Errors
+/// When the server breaks off.
+pub fn read_body(connection: &mut Connection, response: &mut Response) -> std::io::Result<()> {
     if is_chunked(response) {
         while let Some(chunk) = chunk(connection)? {
             response.body.extend(chunk);
@@ -168,12 +195,15 @@ fn read_body(connection: &mut Connection, response: &mut Response) -> std::io::R
 }
 
 /// Whether a body comes in chunks.
-pub(crate) fn is_chunked(response: &Response) -> bool {
+pub fn is_chunked(response: &Response) -> bool {
     response.all("transfer-encoding").contains(&"chunked")
 }
 
 /// The next chunk; none at the end.
-pub(crate) fn chunk(connection: &mut Connection) -> std::io::Result<Option<Vec<u8>>> {
+///
+/// # Errors
+/// When the server breaks off.
+pub fn chunk(connection: &mut Connection) -> std::io::Result<Option<Vec<u8>>> {
     let size = line(connection)?;
     let size = usize::from_str_radix(size.split(';').next().unwrap_or_default(), 16).map_err(std::io::Error::other)?;
     let mut chunk = vec![0; size];
