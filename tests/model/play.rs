@@ -13,7 +13,7 @@ use egress_lab::random::Random;
 use egress_user::compile;
 
 use crate::frame::flag::{ACK, FIN, PSH, RST, SYN};
-use crate::frame::{Body, ETHERNET, Frame};
+use crate::frame::{Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, PEER_MAC};
 use crate::nat::{Connection, From, Nat, Protocol, Request, Table, Timeouts};
 use crate::rig::{self, Outcome, Rig, Setup};
 
@@ -313,7 +313,15 @@ impl<'a> Play<'a> {
         };
         let run = self.rig.run_marked(leaves, half.frame(), half.mark()).is(then);
         assert_eq!(run.mark(), 0, "the mark is taken off");
-        (run.frame().to_vec(), hops)
+        let mut sent = run.frame().to_vec();
+        if hops == 1 {
+            // It is addressed on the link it leaves by, here or, once in a while, later by the kernel.
+            let from = if leaves == Hook::ExternalEgress { EXTERNAL_MAC } else { CLUSTER_MAC };
+            let (here, before) = ([PEER_MAC, from].concat(), frame.bytes()[..12].to_vec());
+            assert!(sent[..12] == here || sent[..12] == before, "{:02x?}", &sent[..12]);
+            sent[..12].copy_from_slice(&before);
+        }
+        (sent, hops)
     }
 
     fn reply(&mut self, random: &mut Random) {

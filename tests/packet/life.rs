@@ -298,7 +298,9 @@ fn a_full_table_refuses_new_flows_and_keeps_every_old_one() {
         rig.set_entry(&key, &flow);
         rig.set_entry(&twin_key, &twin);
         let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
-        assert_eq!((swept.live, swept.removed), (usize::from(ROOM) - 1, 1));
+        // And more of it: nine tenths stay, since none of these is more than begun.
+        let stay = usize::from(ROOM) * 9 / 10;
+        assert_eq!((swept.live, swept.removed, swept.gave_way), (stay, 1, usize::from(ROOM) - 1 - stay));
         rig.request(&udp(family, 30_000));
     });
 }
