@@ -13,7 +13,7 @@ use egress_lab::address::{ON_LINK, ROUTER, SERVER_1, SERVER_2, SNAT};
 use egress_lab::{Family, wait_until};
 use egress_user::compile::Protocol;
 
-use crate::frame::{Body, CLUSTER_MAC, EXTERNAL_MAC, Frame, flag, options_header, protocol, raw};
+use crate::frame::{Body, CLUSTER_MAC, EXTERNAL_MAC, Frame, flag, octets, options_header, protocol, raw};
 use crate::rig::{
     self, CLUSTER_LINK_LOCAL, EXTERNAL_LINK_LOCAL, Outcome, Rig, Setup, TCP_MOVED, UDP_MOVED, at, client,
 };
@@ -48,9 +48,7 @@ fn check(rig: &mut Rig, hook: Hook, frame: &Frame, outcome: impl Into<Outcome>) 
 #[test]
 fn what_is_not_ip_passes_every_hook() {
     rig::with(&Setup::default(), |rig| {
-        let arp =
-            [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[2, 0, 0, 0, 0, 0x99, 10, 128, 0, 1, 0, 0, 0, 0, 0, 0, 10, 128, 0, 2]]
-                .concat();
+        let arp = arp_of(IpAddr::from([0, 0, 0, 0]));
         for hook in Hook::ALL {
             let own =
                 if matches!(hook, Hook::ClusterIngress | Hook::ClusterEgress) { CLUSTER_MAC } else { EXTERNAL_MAC };
@@ -65,6 +63,29 @@ fn what_is_not_ip_passes_every_hook() {
                 rig.run(hook, &frame).is(Verdict::Pass).untouched(&frame);
             }
         }
+    });
+}
+
+/// An ARP request of this sender.
+fn arp_of(sender: IpAddr) -> Vec<u8> {
+    let asked = [0, 0, 0, 0, 0, 0, 192, 168, 12, 1];
+    [&[0, 1, 8, 0, 6, 4, 0, 1][..], &[2, 0, 0, 0, 0, 0x99], &octets(sender), &asked].concat()
+}
+
+#[test]
+fn arp_speaks_to_the_outside_for_the_routers_own_addresses_or_for_none() {
+    rig::with(&Setup::default(), |rig| {
+        let asks = |sender: IpAddr| raw(BROADCAST, 0x0806, &arp_of(sender));
+        for sender in [SNAT.ip(Family::V4), IpAddr::from([0, 0, 0, 0])] {
+            let frame = asks(sender);
+            rig.run(Hook::ExternalEgress, &frame).is(Verdict::Pass).untouched(&frame);
+        }
+        for sender in [ROUTER.ip(Family::V4), ON_LINK.ip(Family::V4)] {
+            rig.run(Hook::ExternalEgress, &asks(sender)).is(Leak);
+            // To the cluster it may speak for whomever it likes.
+            rig.run(Hook::ClusterEgress, &asks(sender)).is(Verdict::Pass);
+        }
+        rig.run(Hook::ExternalEgress, &asks(ROUTER.ip(Family::V4))[..27]).is(Malformed);
     });
 }
 

@@ -6,7 +6,7 @@ use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::{Family, V4, V6};
 use super::maps::SOURCES;
-use super::packet::{Ends, Hop, Packet};
+use super::packet::{Ends, Hop, L3, Packet};
 use super::parsed::{Kind, Parsed, parse};
 use super::request::ether_type;
 use super::{Outcome, Scene, icmp, local};
@@ -27,6 +27,7 @@ pub(crate) fn external(packet: &mut Packet, scene: &Scene) -> Outcome {
     match packet.ether_type() {
         ether_type::IPV4 => leave_external::<V4>(packet, scene),
         ether_type::IPV6 => leave_external::<V6>(packet, scene),
+        ether_type::ARP => guard_arp(packet, scene),
         _ => Ok(Verdict::Pass),
     }
 }
@@ -86,6 +87,18 @@ fn guard<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
     let parsed = parse::<F>(packet)?;
     let own = local::address_index(scene, Side::External, &parsed.src).is_some();
     if own || speaks_for_the_link::<F>(parsed) { Ok(Verdict::Local) } else { Err(DropReason::Leak) }
+}
+
+/// Offset of the sender's address in an ARP packet for IPv4 over Ethernet (RFC 826).
+const ARP_SENDER: u32 = 14;
+
+/// ARP speaks for the router's own external addresses, or for none: a probe. Where the kernel finds no address of the
+/// interface to ask with, it takes one of another's.
+#[inline(always)]
+fn guard_arp(packet: &Packet, scene: &Scene) -> Outcome {
+    let sender: u32 = packet.read(L3 + ARP_SENDER)?;
+    let own = local::address_index(scene, Side::External, &Addr::from_v4_word(sender)).is_some();
+    if own || sender == 0 { Ok(Verdict::Pass) } else { Err(DropReason::Leak) }
 }
 
 /// Neighbour and multicast listener discovery, from an address that is still tentative or is the link's own.

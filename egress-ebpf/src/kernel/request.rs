@@ -14,6 +14,7 @@ use super::{Outcome, Scene, established, flow, icmp, local};
 /// EtherTypes, network order.
 pub(crate) mod ether_type {
     pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
+    pub(crate) const ARP: u16 = 0x0806_u16.to_be();
     pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
 }
 
