@@ -34,9 +34,13 @@ impl Delta {
         self.word(old[0], new[0]).word(old[1], new[1]).word(old[2], new[2]).word(old[3], new[3])
     }
 
-    /// A port replaced by another.
+    /// A port replaced by another. The same one again is [`ZERO`](Self::ZERO), which a sum of the two would not be: a one's
+    /// complement has two zeros.
     #[inline(always)]
     pub const fn port(self, old: Port, new: Port) -> Self {
+        if old.wire() == new.wire() {
+            return self;
+        }
         self.word(old.wire() as u32, new.wire() as u32)
     }
 
@@ -93,6 +97,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_same_port_again_changes_nothing() {
+        let port = Port::new(40_001);
+        assert_eq!(Delta::ZERO.port(port, port), Delta::ZERO);
+        assert_ne!(Delta::ZERO.port(port, Port::new(40_002)), Delta::ZERO);
+    }
 
     /// The checksum computed from scratch, big-endian words, as RFC 1071 writes it.
     fn whole(bytes: &[u8]) -> u16 {

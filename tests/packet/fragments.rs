@@ -1,6 +1,6 @@
 //! Packets in fragments: the first one carries the ports, the later ones follow it.
 
-use egress_ebpf::verdict::DropReason::{FragmentUnknown, Malformed, Unsolicited};
+use egress_ebpf::verdict::DropReason::{ChecksumElsewhere, FragmentUnknown, Malformed, Unsolicited};
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
@@ -140,4 +140,27 @@ fn a_first_fragment_that_is_too_short_for_its_header_is_dropped() {
         }
         assert!(rig.entries().is_empty());
     });
+}
+
+#[test]
+fn a_part_of_sctp_whose_port_would_change_is_dropped() {
+    /// An INIT, with a checksum that is no offload's zero.
+    fn init(client: std::net::SocketAddr, family: Family) -> Frame {
+        let ports = [40_001_u16.to_be_bytes(), 9_u16.to_be_bytes()].concat();
+        let payload = [&ports[..], &[0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 20], &[7; 16]].concat();
+        Frame::request(client, at(ROUTER, family, 0), Body::Other(132)).with(|frame| frame.payload = payload)
+    }
+    for family in Family::ALL {
+        rig::with(&Setup::fallback(SERVER_2.ip(family)), |rig| {
+            // Somebody else's association has the port. A whole packet gets another one, and the checksum for it.
+            for client in [client(0, family, 0), client(1, family, 0)] {
+                let half = rig.run(Hook::ClusterIngress, &init(client, family).bytes()).is(Verdict::Request);
+                rig.run_marked(Hook::ExternalEgress, half.frame(), half.mark()).is(Verdict::SourceHalf);
+            }
+            // Of a first part nobody can tell what the other ones add to it.
+            let (first, _) = init(client(1, family, 0), family).parts(7, 24);
+            let half = rig.run(Hook::ClusterIngress, &first.bytes()).is(Verdict::Request);
+            rig.run_marked(Hook::ExternalEgress, half.frame(), half.mark()).is(ChecksumElsewhere);
+        });
+    }
 }

@@ -215,11 +215,13 @@ fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
     let rate = frames as f64 / took;
     // Past the harness, which would show it only when something fails.
     writeln!(stderr(), "EGRESS_SEED={seed}: {frames} frames, {runs} runs, {took:.0} s, {rate:.0} frames/s").unwrap();
-    // What needs more than a frame: a full table, a failing kernel, an address or settings taken away.
+    // What needs more than a frame: a full table, a failing kernel, an address or settings taken away. And what random
+    // frames have once in a million, which has tests of its own: parts of SCTP, and errors of a real kernel's. Everything else they have tens of times at least.
     let beyond = [DropReason::TableFull, DropReason::KernelCall, DropReason::NoSourceAddress, DropReason::Unconfigured];
+    let rare = [DropReason::ChecksumElsewhere.name(), Verdict::KernelError.name()];
     let within = DropReason::ALL.iter().filter(|reason| !beyond.contains(reason)).map(|reason| reason.name());
-    let unmet: Vec<_> =
-        Verdict::ALL.iter().map(|verdict| verdict.name()).chain(within).filter(|name| !met.contains(name)).collect();
+    let outcomes = Verdict::ALL.iter().map(|verdict| verdict.name()).chain(within);
+    let unmet: Vec<_> = outcomes.filter(|name| !rare.contains(name) && !met.contains(name)).collect();
     assert!(frames < FRAMES || unmet.is_empty(), "outcomes that no frame had: {unmet:?}; EGRESS_SEED={seed}");
 }
 
