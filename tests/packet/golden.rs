@@ -206,7 +206,7 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
     for family in Family::ALL {
         rig::with(&setup, |rig| {
             // For a moment after new tables, every packet looks its next hop up.
-            sleep(Duration::from_millis(50));
+            sleep(Duration::from_millis(300));
             for (body, port, target) in
                 [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
             {
