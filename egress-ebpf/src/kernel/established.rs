@@ -1,7 +1,7 @@
 //! The short way: a packet of an established flow, about which there is nothing to decide.
 //!
 //! Most packets are plain TCP or UDP of a flow that is alive and whose next hop is known, and change nothing in it but its
-//! counters. They are read and written where they lie: every call that is saved counts, since on many processors each return
+//! state and its counters. They are read and written where they lie: every call that is saved counts, since on many processors each return
 //! costs as much as all the arithmetic here. A packet that differs in any way is left as it is, and takes the way through
 //! everything, which alone decides.
 
@@ -12,7 +12,7 @@ use egress_ebpf::timeout::protocol;
 use super::family::Family;
 use super::forward::{out_of, send_on};
 use super::packet::{Ends, Head, L3, Packet};
-use super::parsed::{Coverage, Fragment, Kind, Parsed};
+use super::parsed::{Fragment, Kind, Parsed};
 use super::{Outcome, Scene, flow};
 
 /// Translates the packet and sends it on; `None` if it is not of that kind.
@@ -51,15 +51,11 @@ fn read<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Option<Head> {
     match parsed.protocol {
         protocol::TCP => {
             head = packet.head(l4 + 20)?;
-            parsed.kind = Kind::Tcp;
-            parsed.least = 20;
-            parsed.cover(Coverage::Addresses, 16);
+            parsed.set_tcp();
             parsed.flags = head.read(l4 + 13)?;
         }
         protocol::UDP => {
-            parsed.kind = Kind::Udp;
-            parsed.least = 8;
-            parsed.cover(Coverage::Optional, 6);
+            parsed.set_udp();
             parsed.flags = flag::ACK;
         }
         _ => return None,

@@ -174,17 +174,13 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     }
     match parsed.protocol {
         protocol::TCP => {
-            parsed.kind = Kind::Tcp;
-            parsed.least = 20;
-            parsed.cover(Coverage::Addresses, 16);
+            parsed.set_tcp();
             if whole {
                 parsed.flags = packet.read(parsed.l4 + 13)?;
             }
         }
         protocol::UDP | protocol::UDP_LITE => {
-            parsed.kind = Kind::Udp;
-            parsed.least = 8;
-            parsed.cover(Coverage::Optional, 6);
+            parsed.set_udp();
         }
         protocol::DCCP => {
             parsed.kind = Kind::Dccp;
@@ -238,7 +234,21 @@ fn read_icmp<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Result<(), Drop
 
 impl Parsed {
     #[inline(always)]
-    pub(crate) fn cover(&mut self, coverage: Coverage, offset: u32) {
+    pub(crate) fn set_tcp(&mut self) {
+        self.kind = Kind::Tcp;
+        self.least = 20;
+        self.cover(Coverage::Addresses, 16);
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_udp(&mut self) {
+        self.kind = Kind::Udp;
+        self.least = 8;
+        self.cover(Coverage::Optional, 6);
+    }
+
+    #[inline(always)]
+    fn cover(&mut self, coverage: Coverage, offset: u32) {
         self.coverage = coverage;
         self.checksum = self.l4 + offset;
     }
