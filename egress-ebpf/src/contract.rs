@@ -33,8 +33,22 @@ pub mod map {
     /// `PerCpuArray<u64>`: port searches by the number of ports tried, as powers of two.
     pub const PORT_TRIES: &str = "PORT_TRIES";
 
+    /// `Array<Logging>`, one element: what is told of flows and drops.
+    pub const LOG: &str = "LOG";
+    /// `Array<Filter>`, one element: which packets are traced.
+    pub const TRACE: &str = "TRACE";
+    /// `RingBuf` of [`Event`](crate::event::Event)s: flows that began or were forgotten by a program, and drops.
+    pub const EVENTS: &str = "EVENTS";
+    /// `RingBuf` of [`Event`](crate::event::Event)s: packets that were decided about.
+    pub const TRACED: &str = "TRACED";
+    /// `PerCpuArray<Budget>`, indexed by [`Stream`](crate::event::Stream).
+    pub const BUDGETS: &str = "BUDGETS";
+
     /// All of them.
-    pub const ALL: [&str; 9] = [ACTIVE, CONFIG, ADDRESSES, SOURCES, RULES, FLOWS, FRAGMENTS, COUNTERS, PORT_TRIES];
+    pub const ALL: [&str; 14] = [
+        ACTIVE, CONFIG, ADDRESSES, SOURCES, RULES, FLOWS, FRAGMENTS, COUNTERS, PORT_TRIES, LOG, TRACE, EVENTS, TRACED,
+        BUDGETS,
+    ];
 }
 
 /// Entries of `RULES`: two generations of 65,535 ports for two families, with room for several protocols.
@@ -45,6 +59,10 @@ pub const MAX_ADDRESSES: u32 = 2048;
 pub const SOURCES_PER_SIDE: u32 = 256;
 /// Entries of `FRAGMENTS`.
 pub const MAX_FRAGMENTS: u32 = 8192;
+/// Bytes of `EVENTS`: more than a second's records at the usual rate.
+pub const EVENTS_BYTES: u32 = 256 * 1024;
+/// Bytes of `TRACED`.
+pub const TRACED_BYTES: u32 = 64 * 1024;
 /// Buckets of `PORT_TRIES`: the first try, then up to 2, 4, 8 ... 128 and more.
 pub const PORT_TRIES_BUCKETS: u32 = 10;
 

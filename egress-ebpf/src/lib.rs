@@ -13,6 +13,7 @@
 //! | [`addr`] | what is an address or a port, on the wire and in a map? |
 //! | [`contract`] | which maps are there, with which keys and values? |
 //! | [`verdict`] | what may become of a packet, and why was it dropped? |
+//! | [`event`] | what is told of flows and drops, and how much? |
 //! | [`checksum`] | how does a checksum follow a change? |
 //! | [`crc32c`] | how does SCTP's checksum follow a change? |
 //! | [`ports`] | which source port does a flow get? |
@@ -26,6 +27,7 @@ pub mod addr;
 pub mod checksum;
 pub mod contract;
 pub mod crc32c;
+pub mod event;
 pub mod ports;
 pub mod sctp;
 pub mod source;

@@ -12,6 +12,7 @@ use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{
     Direction, Flow, FlowKey, HopKind, LinkHop, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
 };
+use egress_ebpf::event::Kind as Told;
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
@@ -21,7 +22,7 @@ use super::local::address_index;
 use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 use super::packet::Packet;
 use super::parsed::Kind;
-use super::{Scene, hop};
+use super::{Scene, event, hop};
 
 const EEXIST: i32 = -17;
 
@@ -41,11 +42,12 @@ pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     if is_young(scene, flow) {
         return Some(flow);
     }
-    let twin_key = &mut scene.work().twin_key;
-    if !is_expired(scene, twin_key, key, flow) {
+    let work = scene.work();
+    if !is_expired(scene, &mut work.twin_key, key, flow) {
         return Some(flow);
     }
-    remove(twin_key, key, flow);
+    work.over = *key;
+    forget_flow();
     None
 }
 
@@ -91,12 +93,36 @@ fn is_expired(scene: &Scene, twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow)
     expired(key.protocol, flow, key.is_request(), twin.as_deref(), &scene.config.timeouts_s, scene.now_ns)
 }
 
-/// Removes a flow. An entry that is gone already is what is wanted.
-#[inline(always)]
-fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
-    *twin_key = key.twin(flow);
-    let _ = FLOWS.remove(&*twin_key);
-    let _ = FLOWS.remove(key);
+/// Removes the flow that has an entry under `WORK`'s `over`, and tells of it. An entry that is gone already is what is wanted.
+// A global BPF function for the verifier, as `open_flow`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_flow() -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
+    let work = scene.work();
+    let Some(flow) = entry(&work.over) else { return OPENED };
+    work.twin_key = work.over.twin(flow);
+    if !work.over.is_request() {
+        // Its requests' entry comes first.
+        core::mem::swap(&mut work.over, &mut work.twin_key);
+    }
+    // An entry that is removed may be another flow's at once.
+    let [request, reply] = &mut work.gone;
+    if let Some(flow) = entry(&work.over) {
+        *request = *flow;
+    }
+    let twin = entry(&work.twin_key);
+    let has_reply = twin.is_some();
+    if let Some(twin) = twin {
+        *reply = *twin;
+    }
+    // Told by whoever removes it, once.
+    let was_there = FLOWS.remove(&work.over).is_ok();
+    let _ = FLOWS.remove(&work.twin_key);
+    if was_there {
+        event::closed(&scene, &work.over, request, has_reply.then_some(reply));
+    }
+    OPENED
 }
 
 /// Accounts for one more packet of `WORK`'s flow.
@@ -172,10 +198,14 @@ pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
     }
     let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return };
     if tcp::reopens(flags, class(work.key.protocol, flow.seen, twin.seen, 0)) {
-        flow.seen = 0;
-        flow.created_ns = scene.now_ns;
-        twin.seen = 0;
-        twin.created_ns = scene.now_ns;
+        event::of_flow(Told::Closed);
+        for half in [flow, twin] {
+            half.seen = 0;
+            half.created_ns = scene.now_ns;
+            half.packets = 0;
+            half.bytes = 0;
+        }
+        event::of_flow(Told::Opened);
     }
 }
 
@@ -205,6 +235,7 @@ const NO_SOURCE: u32 = 2;
 const NO_PORT: u32 = 3;
 const NO_ROOM: u32 = 4;
 const FAILED: u32 = 5;
+const EXPIRED: u32 = 6;
 
 /// Opens the flow that `WORK` describes: reserves the reply's tuple, then enters the request's.
 // A global BPF function, with its arguments in a map: the verifier walks it once, instead of once for each family and each
@@ -262,7 +293,10 @@ extern "C" fn open_flow() -> u32 {
 fn enter_request(scene: &Scene) -> u32 {
     let work = scene.work();
     match FLOWS.insert(&work.key, &work.flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => OPENED,
+        Ok(()) => {
+            event::of_flow(Told::Opened);
+            OPENED
+        }
         // Another CPU opened the same flow meanwhile: its translation is the one in force, and ours gives its port back.
         Err(EEXIST) => {
             if let Some(winner) = entry(&work.key) {
@@ -300,8 +334,12 @@ fn reserve(scene: &Scene) -> u32 {
     let client_port = work.key.src_port.get();
     let range = match work.ports {
         Ports::Fixed => {
-            let outcome = try_port();
-            return if outcome == TAKEN { NO_PORT } else { outcome };
+            let mut outcome = try_port();
+            if outcome == EXPIRED {
+                forget_flow();
+                outcome = try_port();
+            }
+            return if outcome == TAKEN || outcome == EXPIRED { NO_PORT } else { outcome };
         }
         Ports::Transport => Range::of(client_port, configured_ports(scene)),
         Ports::Identifier => Range::IDENTIFIERS,
@@ -313,7 +351,10 @@ fn reserve(scene: &Scene) -> u32 {
     }
     for tries in 0..=MAX_TRIES {
         let outcome = try_port();
-        if outcome != TAKEN {
+        if outcome == EXPIRED {
+            // The next round finds it free.
+            forget_flow();
+        } else if outcome != TAKEN {
             count_tries(tries);
             return outcome;
         }
@@ -321,7 +362,8 @@ fn reserve(scene: &Scene) -> u32 {
     NO_PORT
 }
 
-/// Takes the tuple in `WORK` if it is free, expired, or already that of the same flow. If not, moves on to the next port.
+/// Takes the tuple in `WORK` if it is free, or already that of the same flow. If not, moves on to the next port, unless it is that
+/// of a flow which has expired, and which is then in `WORK` as the one that is over.
 // Global for the verifier, as `open_flow`: inlined into the search it would be walked 241 times.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -339,10 +381,8 @@ extern "C" fn try_port() -> u32 {
             return OPENED;
         }
         if is_expired(&scene, &mut work.twin_key, &work.reply_key, holder) {
-            remove(&mut work.twin_key, &work.reply_key, holder);
-            if FLOWS.insert(&work.reply_key, &work.flow, u64::from(BPF_NOEXIST)).is_ok() {
-                return OPENED;
-            }
+            work.over = work.reply_key;
+            return EXPIRED;
         }
     }
     let fresh = if work.search.wants_random() { random() } else { 0 };

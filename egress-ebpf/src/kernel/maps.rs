@@ -2,12 +2,13 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, MAX_ADDRESSES, MAX_FRAGMENTS, MAX_RULES,
-    PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE,
+    AddressKey, Config, Counter, EVENTS_BYTES, Flow, FlowKey, FragmentKey, FragmentPorts, MAX_ADDRESSES, MAX_FRAGMENTS,
+    MAX_RULES, PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE, TRACED_BYTES,
 };
+use egress_ebpf::event::{Budget, Filter, Logging, STREAMS, Why};
 use egress_ebpf::ports::Search;
 use egress_ebpf::verdict::{HOOKS, OUTCOMES_PER_HOOK};
 
@@ -82,6 +83,14 @@ pub(crate) struct Work {
     pub(crate) ports: Ports,
     /// The search for one. Kept here and not in registers, so that the verifier meets the same state in each of its rounds.
     pub(crate) search: Search,
+    /// Key of an entry of a flow that is over and is to be removed.
+    pub(crate) over: FlowKey,
+    /// Its entries, once they are removed: its requests' and its replies'.
+    pub(crate) gone: [Flow; 2],
+    /// Key that the packet would have as a flow's, for whoever is told of it.
+    pub(crate) told: FlowKey,
+    /// Which way the packet was decided about.
+    pub(crate) why: Why,
 }
 
 /// What is known of a new flow's source port.
@@ -98,3 +107,18 @@ pub(crate) enum Ports {
 
 #[map]
 pub(crate) static PORT_TRIES: PerCpuArray<u64> = PerCpuArray::with_max_entries(PORT_TRIES_BUCKETS, 0);
+
+#[map]
+pub(crate) static LOG: Array<Logging> = Array::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static TRACE: Array<Filter> = Array::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+#[map]
+pub(crate) static TRACED: RingBuf = RingBuf::with_byte_size(TRACED_BYTES, 0);
+
+#[map]
+pub(crate) static BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(STREAMS, 0);

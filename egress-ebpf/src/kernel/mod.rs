@@ -3,6 +3,7 @@
 pub(crate) mod answer;
 pub(crate) mod egress;
 pub(crate) mod established;
+pub(crate) mod event;
 pub(crate) mod family;
 pub(crate) mod flow;
 pub(crate) mod forward;
@@ -61,6 +62,8 @@ impl Scene {
 #[inline(always)]
 pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -> Outcome) -> i32 {
     let len = u64::from(ctx.len());
+    #[cfg(feature = "other-build")]
+    let len = core::hint::black_box(len);
     let mut packet = Packet::new(ctx);
     if hook.is_egress() && packet.mark() == Mark::DONE {
         // Translated at ingress, whole: nothing is left to do. (Who may set this mark may also take the programs away.)
@@ -89,6 +92,7 @@ pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -
         }
         Err(reason) => {
             count(drop_index(hook, reason), len);
+            event::dropped(&packet, hook, reason);
             TC_ACT_SHOT
         }
     }

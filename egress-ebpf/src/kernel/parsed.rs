@@ -161,6 +161,9 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
     let whole = part == Part::Whole as u32;
     let parsed = if whole { &mut work.parsed } else { &mut work.quoted };
     parsed.l3 = at;
+    // Nothing of an earlier packet stands here when this one cannot be read.
+    parsed.src = Addr::UNSPECIFIED;
+    parsed.dst = Addr::UNSPECIFIED;
     parsed.src_port = Port::NONE;
     parsed.dst_port = Port::NONE;
     parsed.flags = flag::ACK;

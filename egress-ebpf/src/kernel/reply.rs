@@ -2,15 +2,16 @@
 
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Direction, Flow, Side};
+use egress_ebpf::event::Why;
 use egress_ebpf::tcp;
-use egress_ebpf::verdict::{DropReason, Verdict};
+use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 
 use super::family::{Family, V4, V6};
 use super::forward::forward;
 use super::packet::Packet;
 use super::parsed::{Kind, join_fragments, parse};
 use super::request::ether_type;
-use super::{Outcome, Scene, established, flow, icmp, local};
+use super::{Outcome, Scene, established, event, flow, icmp, local};
 
 /// The program.
 #[inline(always)]
@@ -31,6 +32,14 @@ fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Reply) {
         return outcome;
     }
+    let outcome = decide::<F>(packet, scene);
+    event::decided(packet, Hook::ExternalIngress, &outcome);
+    outcome
+}
+
+#[inline(always)]
+fn decide<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
+    scene.work().why = Why::Outcome;
     let parsed = parse::<F>(packet)?;
     if parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);
@@ -51,13 +60,17 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<&'static 
     work.neighbour = Addr::UNSPECIFIED;
     if work.parsed.kind == Kind::IcmpError {
         return match icmp::arriving::<F>(packet, scene, Direction::Reply) {
-            Ok(flow) => Ok(Some(flow)),
+            Ok(flow) => {
+                scene.work().why = Why::ErrorOfFlow;
+                Ok(Some(flow))
+            }
             Err(DropReason::IcmpUnmatched) => Ok(None),
             Err(reason) => Err(reason),
         };
     }
     work.key = work.parsed.flow_key(Direction::Reply);
     let Some(flow) = flow::find(scene, &scene.work().key) else { return Ok(None) };
+    scene.work().why = Why::KnownFlow;
     flow::touch(packet, scene, flow);
     Ok(Some(flow))
 }
@@ -77,7 +90,12 @@ fn unsolicited<F: Family>(packet: &Packet, scene: &Scene) -> Outcome {
         Kind::Absent => true,
         _ => false,
     };
-    if harmless || local::opened_by_pod::<F>(packet) {
+    if harmless {
+        scene.work().why = Why::Harmless;
+        return Ok(Verdict::Local);
+    }
+    if local::opened_by_pod::<F>(packet) {
+        scene.work().why = Why::PodSocket;
         return Ok(Verdict::Local);
     }
     Err(DropReason::Unsolicited)

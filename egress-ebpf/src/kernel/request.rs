@@ -2,14 +2,15 @@
 
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue, Side};
-use egress_ebpf::verdict::{DropReason, Verdict};
+use egress_ebpf::event::Why;
+use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 
 use super::family::{Family, V4, V6};
 use super::forward::forward;
 use super::maps::RULES;
 use super::packet::Packet;
 use super::parsed::{Kind, join_fragments, parse};
-use super::{Outcome, Scene, established, flow, icmp, local};
+use super::{Outcome, Scene, established, event, flow, icmp, local};
 
 /// EtherTypes, network order.
 pub(crate) mod ether_type {
@@ -37,6 +38,14 @@ fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
     if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Request) {
         return outcome;
     }
+    let outcome = decide::<F>(packet, scene);
+    event::decided(packet, Hook::ClusterIngress, &outcome);
+    outcome
+}
+
+#[inline(always)]
+fn decide<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
+    scene.work().why = Why::Outcome;
     let parsed = parse::<F>(packet)?;
     if parsed.dst.is_multicast() || parsed.kind == Kind::LinkControl {
         return Ok(Verdict::Pass);
@@ -59,11 +68,15 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReaso
     work.key = work.parsed.flow_key(Direction::Request);
     let flow = match flow::find(scene, &scene.work().key) {
         Some(flow) => {
+            scene.work().why = Why::KnownFlow;
             flow::reopen_if_closed(scene, flow);
             flow
         }
         None => match claim::<F>(packet, scene)? {
-            None => flow::open(scene)?,
+            None => {
+                scene.work().why = Why::NewFlow;
+                flow::open(scene)?
+            }
             Some(verdict) => return Ok(Claim::Not(verdict)),
         },
     };
@@ -75,7 +88,10 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReaso
 #[inline(always)]
 fn icmp_error<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReason> {
     match icmp::arriving::<F>(packet, scene, Direction::Request) {
-        Ok(flow) => Ok(Claim::Flow(flow)),
+        Ok(flow) => {
+            scene.work().why = Why::ErrorOfFlow;
+            Ok(Claim::Flow(flow))
+        }
         Err(DropReason::IcmpUnmatched) => match local::address_index(scene, Side::Cluster, &scene.work().parsed.dst) {
             Some(_) => Ok(Claim::Not(Verdict::Local)),
             None => Err(DropReason::ForeignDestination),
@@ -102,20 +118,32 @@ fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, D
     };
     // A later fragment of no flow goes where its first one went, which no rule claimed either.
     let follows = parsed.kind == Kind::Absent;
-    if follows || parsed.dst.is_v6_link_local() || local::opened_by_pod::<F>(packet) {
-        return Ok(Some(Verdict::Local));
+    if follows || parsed.dst.is_v6_link_local() {
+        return Ok(Some(local(scene, Why::Harmless)));
+    }
+    if local::opened_by_pod::<F>(packet) {
+        return Ok(Some(local(scene, Why::PodSocket)));
     }
     let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {
         return Ok(Some(Verdict::Rejected));
     };
+    if rule.action == Action::Local as u8 {
+        return Ok(Some(local(scene, Why::LocalPort)));
+    }
     // Answers to the pod's own pings, and what no host forwards.
-    if rule.action == Action::Local as u8 || matches!(parsed.kind, Kind::EchoReply | Kind::OtherIcmp) {
-        return Ok(Some(Verdict::Local));
+    if matches!(parsed.kind, Kind::EchoReply | Kind::OtherIcmp) {
+        return Ok(Some(local(scene, Why::Harmless)));
     }
     let work = scene.work();
     work.rule = *rule;
     work.router_index = router_index;
     Ok(None)
+}
+
+#[inline(always)]
+fn local(scene: &Scene, why: Why) -> Verdict {
+    scene.work().why = why;
+    Verdict::Local
 }
 
 /// The rule for a port, else the fallback.
