@@ -498,7 +498,7 @@ impl<'a> Play<'a> {
             self.tally.count("connections ended by time");
         }
         if swept {
-            self.rig.datapath().sweep(&mut egress_user::datapath::Tally::default()).unwrap();
+            self.rig.datapath().sweep(&mut egress_user::datapath::Tally::default(), false).unwrap();
             assert_eq!(self.rig.entries().len(), 2 * self.nat.connections.len(), "entries after a sweep");
             self.unswept_s = 0;
         }

@@ -1,12 +1,13 @@
 //! Taking over from another process, another version, and whoever else has been at the programs.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::EbpfLoader;
 use aya::maps::{HashMap, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, loaded_programs};
 use egress_lab::address::{SERVER_1, client};
 use egress_lab::{Family, Options, wait_until};
 
@@ -57,6 +58,86 @@ fn restarts_lose_no_packet_and_leave_nothing_behind() {
         live.finish();
     }
     for live in udp {
+        live.finish();
+    }
+}
+
+/// The router's programs as this build and another has them.
+fn objects() -> [PathBuf; 2] {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf");
+    ["egress-datapath.o", "egress-datapath-other.o"].map(|name| built.join(name))
+}
+
+/// The kernel's digests of the attached programs' instructions.
+fn tags(rig: &Rig) -> Vec<u64> {
+    let attached = ["cluster_ingress", "cluster_egress", "external_ingress", "external_egress"];
+    let tag = |name: &str| {
+        let link = PinnedLink::from_pin(rig.router.pin(&format!("link_{name}")).unwrap()).unwrap();
+        let id = FdLink::from(link).info().unwrap().program_id();
+        loaded_programs().flatten().find(|program| program.id() == id).unwrap().tag()
+    };
+    attached.iter().map(|name| tag(name)).collect()
+}
+
+#[test]
+fn another_build_takes_over_and_gives_back_and_nothing_is_lost() {
+    let [ours, other] = objects();
+    let mut rig = Rig::start(&spec());
+    let _servers = Family::ALL
+        .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let (before, flows) = (tags(&rig), rig.flows().len());
+    for number in 0..restarts() {
+        let upgrade = number % 2 == 0;
+        // As a rolling update does, and as a crash.
+        if number % 4 < 2 {
+            assert_eq!(rig.router.terminate().unwrap().code(), Some(0));
+        } else {
+            rig.router.kill().unwrap();
+        }
+        rig.router.set_environment("EGRESS_DATAPATH_OBJECT", if upgrade { &other } else { &ours }.to_str().unwrap());
+        rig.router.start().unwrap();
+        let now = tags(&rig);
+        let replaced = before.iter().zip(&now).all(|(before, now)| (before != now) == upgrade);
+        assert!(replaced, "take-over {number}: {before:x?}, {now:x?}");
+        tcp.iter().for_each(LiveTcp::wait);
+        udp.iter().for_each(LiveUdp::wait);
+        assert_eq!(rig.flows().len(), flows, "take-over {number}");
+    }
+    // Nothing lost, nothing doubled, and every flow comes from where it came from.
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
+    for program in ["cluster_ingress", "external_ingress"] {
+        let status = rig.router.report("status").unwrap();
+        let counters = status["counters"].as_array().unwrap();
+        let dropped = |row: &&serde_json::Value| row["hook"] == program && row["dropped"] == true;
+        assert_eq!(counters.iter().filter(dropped).count(), 0, "{counters:?}");
+    }
+}
+
+/// The clock that a process of another time namespace reads is not the programs'.
+#[test]
+fn flows_live_on_under_an_agent_of_another_time() {
+    let mut rig = Rig::start(&spec());
+    let _servers = Family::ALL.map(|family| rig.tcp_server(at(SERVER_1, family, 8080)));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let flows = rig.flows().len();
+    for ahead in ["8000000", "1000000"] {
+        rig.router.kill().unwrap();
+        rig.router.run_through(&format!("exec unshare --time --monotonic {ahead} \"$@\""));
+        rig.router.start().unwrap();
+        // The first sweep.
+        let started = std::time::Instant::now();
+        wait_until("two sweeps", TIMEOUT, || started.elapsed() > std::time::Duration::from_secs(6)).unwrap();
+        assert_eq!(rig.flows().len(), flows);
+        tcp.iter().for_each(LiveTcp::wait);
+    }
+    for live in tcp {
         live.finish();
     }
 }

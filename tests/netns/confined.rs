@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use egress_lab::address::SERVER_1;
@@ -56,6 +57,60 @@ fn the_agent_gives_up_what_it_does_not_need_and_works_on() {
     let _server = rig.udp_server(at(SERVER_1, Family::V6, 7000));
     rig.udp(anyone(Family::V6), 7000);
 }
+
+/// As the pod's manifest would have it without root: a user of no privilege but these capabilities.
+#[test]
+fn the_agent_needs_no_root() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/router.yaml"));
+    let manifest = manifest.unwrap();
+    let named = manifest
+        .lines()
+        .find_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("add: [")?.strip_suffix(']'))
+        .unwrap();
+    let capabilities = named.split(", ").map(|name| format!(",+{}", name.to_lowercase())).collect::<String>();
+    let files = tempfile::tempdir().unwrap();
+    let status = files.path().join("status.json");
+    let mut rig = Rig::prepare(&Options::default(), &spec(), &["--status-file", status.to_str().unwrap()]);
+    let user = Some(nix::unistd::Uid::from_raw(USER));
+    // What a pod's volumes give to their user.
+    fs::create_dir(rig.router.bpffs()).unwrap();
+    for folder in [files.path(), rig.router.bpffs(), rig.router.spec().parent().unwrap()] {
+        nix::unistd::chown(folder, user, None).unwrap();
+    }
+    fs::create_dir_all("/run/egress-router").unwrap();
+    rig.router.run_through(&format!(
+        "exec unshare --mount --propagation private sh -c '\
+         mount -t tmpfs -o uid={USER} state /run/egress-router && \
+         exec setpriv --reuid={USER} --regid={USER} --clear-groups --inh-caps=-all{capabilities} \
+         --ambient-caps=-all{capabilities} --bounding-set=-all{capabilities} \"$@\"' sh \"$@\""
+    ));
+    rig.router.start().unwrap();
+    let pid = rig.router.pid().unwrap();
+    assert!(of_every_thread(pid, "Uid").iter().all(|uids| uids.split('\t').all(|uid| uid == USER.to_string())));
+    for value in of_every_thread(pid, "CapEff") {
+        assert_eq!(u64::from_str_radix(&value, 16).unwrap(), KEPT, "as without root");
+    }
+    let _servers = Family::ALL.map(|family| rig.udp_server(at(SERVER_1, family, 7000)));
+    for family in Family::ALL {
+        rig.udp(anyone(family), 7000);
+    }
+    // Links, addresses, settings, programs, status: all of it again.
+    fs::remove_file(&status).unwrap();
+    rig.router_netns().ip(["link", "delete", "net1"]).unwrap();
+    rig.router_netns().sysctl(["net.ipv4.conf.eth0.forwarding=0"]).unwrap();
+    fs::remove_file(rig.router.pin("link_cluster_ingress").unwrap()).unwrap();
+    let planned = || run(&mut command(&rig.router, "plan")).stdout;
+    wait_until("all to be put back", TIMEOUT, || planned().contains("nothing to change"))
+        .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", planned(), rig.router.stderr()));
+    wait_until("the status to be written", TIMEOUT, || status.exists()).unwrap();
+    rig.udp(anyone(Family::V6), 7000);
+    let warnings: Vec<_> =
+        rig.router.stderr().lines().filter(|line| line.contains("not permitted")).map(str::to_owned).collect();
+    assert_eq!(warnings, [] as [String; 0]);
+}
+
+/// A user of no name.
+const USER: u32 = 65532;
 
 #[test]
 fn unconfined_keeps_all() {

@@ -1,12 +1,15 @@
 //! What a person can see: `trace` says what then happens, `flows`, `rules`, `drops` and `top` show what has.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::IpAddr;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use egress_lab::address::{SERVER_1, SERVER_2, client, external};
+use egress_lab::address::{SERVER_1, SERVER_2, SNAT, client, external};
 use egress_lab::{Family, Options, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at, router};
@@ -60,6 +63,102 @@ fn a_trace_says_what_then_happens() {
     let line = format!("leaves as {}", addresses[0].v4.to_string().rsplit_once('.').unwrap().0);
     assert!(said.assert_done().stdout.contains(&line), "{said:?}");
     assert!(said.stdout.contains("rule 0 is for IPv4 TCP port 80"), "{said:?}");
+}
+
+/// `trace --live`, and what it has printed.
+struct Live {
+    child: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Live {
+    fn start(rig: &Rig, arguments: &[&str]) -> Self {
+        let mut command = rig.router.reader("trace");
+        command.arg("--live").args(arguments).args(["-o", "json"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = Arc::<Mutex<Vec<Value>>>::default();
+        let (theirs, out) = (Arc::clone(&lines), child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                theirs.lock().unwrap().push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn has(&self, program: &str, verdict: &str) -> bool {
+        self.lines.lock().unwrap().iter().any(|line| line["program"] == program && line["verdict"] == verdict)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_live_trace_shows_packets_as_they_pass_and_ends_with_whoever_looks() {
+    let rig = Rig::start(&Spec::new().udp(7000, SERVER_1, None).udp(7001, SERVER_2, 7002));
+    let _servers: Vec<_> = [(SERVER_1, 7000), (SERVER_2, 7002)]
+        .into_iter()
+        .flat_map(|(host, port)| Family::ALL.map(|family| rig.udp_server(at(host, family, port))))
+        .collect();
+    for family in Family::ALL {
+        // Established long since: its packets take the short way.
+        let (udp, seen) = rig.udp(anyone(family), 7000);
+        let (other, _) = rig.udp(anyone(family), 7001);
+        let local = udp.local().unwrap();
+        let live = Live::start(&rig, &["udp/7000", "--from", &local.ip().to_string()]);
+        wait_until("a packet and its answer", TIMEOUT, || {
+            udp.exchange(b"look", TIMEOUT).result.unwrap();
+            other.exchange(b"and not here", TIMEOUT).result.unwrap();
+            live.has("cluster_ingress", "request_redirected") && live.has("external_ingress", "reply_redirected")
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {:?}", live.lines.lock().unwrap()));
+        let second = run(rig.router.reader("trace").args(["--live", "--during", "1"]));
+        second.assert_refused(3, &["somebody traces already"]);
+        let lines = live.lines.lock().unwrap().clone();
+        for line in &lines {
+            let (from, to) =
+                if line["program"] == "cluster_ingress" { ("from", "to") } else { ("destination", "source") };
+            assert_eq!((&line[from], &line[to]), (&local.to_string().into(), &router(family, 7000).to_string().into()));
+            let (source, server) = if from == "from" { ("source", "destination") } else { ("to", "from") };
+            assert_eq!(line[source], seen.source.to_string(), "{line}");
+            assert_eq!(line[server], seen.server.to_string(), "{line}");
+            assert!(line["because"].as_str().unwrap().starts_with("it is a live flow's"), "{line}");
+        }
+        // Killed, it says no good-bye, and still ends.
+        drop(live);
+        let again = || run(rig.router.reader("trace").args(["--live", "--during", "1"])).code;
+        wait_until("tracing to have ended", TIMEOUT, || again() == 0).unwrap();
+    }
+    // A new flow, one that no rule names, and one from the outside: by any protocol, for people.
+    let mut live = Live::start(&rig, &[]);
+    wait_until("all three", TIMEOUT, || {
+        rig.udp(anyone(Family::V4), 7000);
+        let nobody = router(Family::V4, 9);
+        let refused = egress_lab::udp::UdpClient::open(&rig.client, anyone(Family::V4), nobody).unwrap();
+        refused.exchange(b"nobody", TIMEOUT).result.unwrap_err();
+        let outside = rig.server(SERVER_1).unwrap();
+        let stray =
+            egress_lab::udp::UdpClient::open(outside, at(SERVER_1, Family::V4, 9), at(SNAT, Family::V4, 9)).unwrap();
+        stray.socket().send(b"hello?").unwrap();
+        live.has("cluster_ingress", "rejected") && live.has("external_ingress", "unsolicited")
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {:?}", live.lines.lock().unwrap()));
+    let opened = |line: &Value| line["because"].as_str().unwrap().ends_with("and it opens a flow");
+    assert!(live.lines.lock().unwrap().iter().any(opened));
+    // Asked to end, it ends, and well.
+    kill(Pid::from_raw(live.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(live.child.wait().unwrap().code(), Some(0));
+    // Nobody reads any more.
+    let mut unread = rig.router.reader("trace").arg("--live").stdout(Stdio::piped()).spawn().unwrap();
+    drop(unread.stdout.take());
+    let ended = wait_until("it to end", TIMEOUT, || unread.try_wait().unwrap().is_some());
+    unread.kill().unwrap();
+    ended.unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use egress_lab::address::{Host, SERVER_1, SERVER_2, client};
+use egress_lab::udp::UdpClient;
 use egress_lab::{Family, Options, wait_until};
 
 use crate::live::{LiveTcp, LiveUdp};
@@ -55,7 +56,11 @@ fn pins(rig: &Rig) -> usize {
 fn nothing_is_lost_and_nothing_grows() {
     let files = tempfile::tempdir().unwrap();
     let status = files.path().join("status/status.json");
-    let mut rig = Rig::with(&Options::default(), &spec(0), &["--status-file", status.to_str().unwrap()]);
+    fs::create_dir(status.parent().unwrap()).unwrap();
+    let log = files.path().join("flows.jsonl");
+    let arguments = ["--status-file", status.to_str().unwrap(), "--flows", FLOWS, "--flow-log", log.to_str().unwrap()];
+    let mut rig = Rig::prepare(&Options::default(), &spec(0), &arguments);
+    start(&mut rig, &status, 0);
     let hosts = || [SERVER_1, SERVER_2].into_iter().flat_map(|host| Family::ALL.map(|family| (host, family)));
     let _tcp: Vec<_> = hosts().map(|(host, family)| rig.tcp_server(at(host, family, 8080))).collect();
     let _udp: Vec<_> = hosts().map(|(host, family)| rig.udp_server(at(host, family, 7000))).collect();
@@ -75,8 +80,8 @@ fn nothing_is_lost_and_nothing_grows() {
         }
         if edits % RESTART_EVERY == 0 {
             rig.router.kill().unwrap();
-            rig.router.start().unwrap();
             restarts += 1;
+            start(&mut rig, &status, restarts);
         }
         wait_until("the second to be over", TIMEOUT, || second.elapsed() >= Duration::from_secs(1)).unwrap();
     }
@@ -85,8 +90,53 @@ fn nothing_is_lost_and_nothing_grows() {
         "soak: {edits} edits, {connections} connections, {restarts} restarts; live flows to {lost:?} lost nothing"
     );
     assert_eq!(pins(&rig), pinned);
+    let lines = fs::read_to_string(&log).unwrap();
+    let count = |event: &str| lines.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count();
+    let opened = usize::try_from(connections).unwrap() + 4;
+    eprintln!(
+        "soak: {} flows opened, {} closed, {} drops in the log",
+        count("opened"),
+        count("closed"),
+        count("dropped")
+    );
+    assert_eq!((count("opened"), count("dropped"), count("lost")), (opened, 0, 0), "each flow once, restarts or not");
+    let status =
+        Path::new(&format!("/proc/{}/root", rig.router.pid().unwrap())).join(status.strip_prefix("/").unwrap());
     faults(&rig, &status, started + length());
     assert_eq!(pins(&rig), pinned);
+}
+
+/// Room in the flow table: a few minutes' connections.
+const FLOWS: &str = "16384";
+
+/// Starts the agent with a status file on a small disk of its own, at another hour than the one before.
+fn start(rig: &mut Rig, status: &Path, hours: u32) {
+    rig.router.run_through(&format!(
+        "exec unshare --mount --propagation private sh -c 'mount -t tmpfs -o size=64k status {} && \
+         exec unshare --time --monotonic {} \"$@\"' sh \"$@\"",
+        status.parent().unwrap().display(),
+        u64::from(hours) * 3600
+    ));
+    rig.router.start().unwrap();
+}
+
+/// Flows that nobody answers, as many as the table holds and some.
+fn fill_the_table(rig: &Rig) {
+    let room: u32 = FLOWS.parse().unwrap();
+    let mut sent = 0;
+    let batch = |from: u16| {
+        for port in from..from + 1000 {
+            let to = crate::rig::router(Family::V4, 90);
+            let client = UdpClient::open(&rig.client, at(client(2), Family::V4, port), to).unwrap();
+            client.socket().send(b"nobody answers").unwrap();
+        }
+    };
+    let full = rig.count("cluster_ingress", "table_full");
+    while sent < room + 1000 {
+        batch(u16::try_from(10_000 + sent).unwrap());
+        sent += 1000;
+    }
+    assert!(rig.count("cluster_ingress", "table_full") > full, "the table was never full");
 }
 
 /// Whatever somebody may do to a running router; it comes back by itself from each, and holds no more afterwards.
@@ -101,10 +151,13 @@ fn faults(rig: &Rig, status: &Path, until: Instant) {
         .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", planned(), rig.router.stderr()));
         wait_until("the status to be there", TIMEOUT, || status.exists()).unwrap();
         for family in Family::ALL {
-            rig.udp(at(client(0), family, 0), 7000);
+            let one = UdpClient::open(&rig.client, at(client(0), family, 0), crate::rig::router(family, 7000)).unwrap();
+            let answered = || one.exchange(b"still there?", Duration::from_secs(1)).result.is_ok();
+            wait_until("an answer", TIMEOUT, answered).unwrap();
         }
     };
-    let all: [(&str, &dyn Fn()); 6] = [
+    let status_failures = || rig.router.stderr().matches("write status to").count();
+    let all: [(&str, &dyn Fn()); 8] = [
         ("address removed", &|| ip("address delete 192.168.12.99/24 dev net1")),
         ("link down", &|| ip("link set net1 down")),
         ("routes flushed", &|| ip("-6 route flush table 25959")),
@@ -117,6 +170,15 @@ fn faults(rig: &Rig, status: &Path, until: Instant) {
             rig.router.edit(&spec(0).yaml()).unwrap();
         }),
         ("status removed", &|| fs::remove_file(status).unwrap()),
+        ("disk full at the status file", &|| {
+            let filler = status.with_file_name("filler");
+            let before = status_failures();
+            fs::write(&filler, vec![0; 128 << 10]).unwrap_err();
+            fs::remove_file(status).unwrap();
+            wait_until("the agent to say so", TIMEOUT, || status_failures() > before).unwrap();
+            fs::remove_file(&filler).unwrap();
+        }),
+        ("table full", &|| fill_the_table(rig)),
     ];
     // Once round before it counts: what is made once only has been made.
     for (name, fault) in all {

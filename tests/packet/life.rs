@@ -297,7 +297,7 @@ fn a_full_table_refuses_new_flows_and_keeps_every_old_one() {
         twin.last_seen_ns = 0;
         rig.set_entry(&key, &flow);
         rig.set_entry(&twin_key, &twin);
-        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default(), false).unwrap();
         // And more of it: nine tenths stay, since none of these is more than begun.
         let stay = usize::from(ROOM) * 9 / 10;
         assert_eq!((swept.live, swept.removed, swept.gave_way), (stay, 1, usize::from(ROOM) - 1 - stay));
@@ -311,7 +311,7 @@ fn a_sweep_removes_what_has_expired_and_nothing_else() {
         Connection::open(rig, family);
         rig.request(&udp(family, PORT));
         rig.pass_time(Duration::from_secs(31));
-        let swept = rig.datapath().sweep(&mut Tally::default()).unwrap();
+        let swept = rig.datapath().sweep(&mut Tally::default(), false).unwrap();
         assert_eq!((swept.live, swept.removed), (1, 1));
         assert_eq!(rig.flow().state, Class::TcpEstablished.name());
         rig.assert_paired();

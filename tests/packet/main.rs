@@ -7,6 +7,7 @@
 //! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
 //! | [`ports`] | which source port a flow gets |
 //! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
+//! | [`events`] | what is told of flows and drops |
 //! | [`fragments`] | packets in fragments |
 //! | [`malformed`] | packets that are not what they say |
 //! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
@@ -15,6 +16,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
 
+mod events;
 mod fragments;
 mod frame;
 mod golden;

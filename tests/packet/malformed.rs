@@ -89,7 +89,7 @@ fn a_packet_that_ends_before_it_says_is_malformed() {
             }
             assert!(rig.entries().is_empty());
             rig.run(Hook::ClusterIngress, &bytes).is(Verdict::Request);
-            rig.datapath().sweep(&mut Tally::default()).unwrap();
+            rig.datapath().sweep(&mut Tally::default(), false).unwrap();
             let (key, _) = rig.entry(Direction::Request).unwrap();
             rig.remove_entry(&key);
             let (key, _) = rig.entry(Direction::Reply).unwrap();

@@ -7,16 +7,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use bytemuck::{bytes_of, pod_read_unaligned};
 use egress_ebpf::contract::{AddressKey, Config, Direction, Flow, FlowKey, FragmentKey, FragmentPorts, Mark, map};
+use egress_ebpf::event::{Budget, Event, Filter, Logging, STREAMS, Stream};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 use egress_lab::address::{self, GATEWAY, Host, ROUTER, SERVER_1, SNAT};
 use egress_lab::packet::{Content, read};
 use egress_lab::{Family, Netns};
 use egress_user::compile::{Protocol, Rule, RuleTable};
 use egress_user::datapath::{
-    Arrival, Datapath, Departure, FlowRow, Interface, Interfaces, PinDir, Reader, Settings, Tables,
+    Arrival, Datapath, Departure, Events, FlowRow, Interface, Interfaces, PinDir, Reader, Settings, Tables,
 };
 
 use crate::frame::{CLUSTER_MAC, EXTERNAL_MAC, Frame, PEER_MAC};
@@ -193,6 +194,10 @@ struct Loaded {
     addresses: HashMap<MapData, [u8; size_of::<AddressKey>()], u32>,
     flows: FlowMap,
     fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<FragmentPorts>()]>,
+    trace: Array<MapData, [u8; size_of::<Filter>()]>,
+    budgets: PerCpuArray<MapData, [u8; size_of::<Budget>()]>,
+    events: Events,
+    traced: Events,
 }
 
 type FlowMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
@@ -210,6 +215,10 @@ impl Loaded {
                 addresses: HashMap::try_from(Map::HashMap(open(map::ADDRESSES))).unwrap(),
                 flows: HashMap::try_from(Map::HashMap(open(map::FLOWS))).unwrap(),
                 fragments: HashMap::try_from(Map::LruHashMap(open(map::FRAGMENTS))).unwrap(),
+                trace: Array::try_from(Map::Array(open(map::TRACE))).unwrap(),
+                budgets: PerCpuArray::try_from(Map::PerCpuArray(open(map::BUDGETS))).unwrap(),
+                events: Events::of_flows(&pins).unwrap(),
+                traced: Events::of_trace(&pins).unwrap(),
             }
         });
         pins.remove().unwrap();
@@ -231,6 +240,14 @@ impl Loaded {
         for key in self.fragments.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.fragments.remove(&key).unwrap();
         }
+        self.datapath.set_logging(Logging::default()).unwrap();
+        self.trace.set(0, [0; size_of::<Filter>()], 0).unwrap();
+        let processors = aya::util::nr_cpus().unwrap();
+        for stream in 0..STREAMS {
+            let none = PerCpuValues::try_from(vec![[0; size_of::<Budget>()]; processors]).unwrap();
+            self.budgets.set(stream, none, 0).unwrap();
+        }
+        while self.events.take().or_else(|| self.traced.take()).is_some() {}
     }
 }
 
@@ -288,6 +305,33 @@ impl Rig {
     /// The reader of its maps.
     pub(crate) fn reader(&self) -> &Reader {
         &self.loaded.reader
+    }
+
+    /// Lets one flow in so many, and drops, be told of: at most `rate` a second.
+    pub(crate) fn log(&mut self, one_in: u32, rate: u32) {
+        self.datapath().set_logging(Logging { one_in, rate }).unwrap();
+    }
+
+    /// What was told of flows and drops since this was asked last.
+    pub(crate) fn told(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.loaded.events.take()).collect()
+    }
+
+    /// Lets packets be told of that a filter takes.
+    pub(crate) fn trace(&mut self, filter: &Filter) {
+        self.loaded.trace.set(0, <[u8; size_of::<Filter>()]>::try_from(bytes_of(filter)).unwrap(), 0).unwrap();
+    }
+
+    /// What was told of traced packets since this was asked last.
+    pub(crate) fn traced(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.loaded.traced.take()).collect()
+    }
+
+    /// What was not told of a stream: too many, no room.
+    pub(crate) fn untold(&self, stream: Stream) -> (u64, u64) {
+        let budgets = self.loaded.budgets.get(&(stream as u32), 0).unwrap();
+        let budgets = budgets.iter().map(|bytes| pod_read_unaligned::<Budget>(bytes));
+        budgets.fold((0, 0), |sum, budget| (sum.0 + budget.over_rate, sum.1 + budget.no_room))
     }
 
     /// Gives a frame with no mark to a program.

@@ -253,7 +253,7 @@ fn wander(rig: &mut Rig, seed: u64, number: u64, frames: u64) -> (u64, HashSet<&
             rig.pass_time(Duration::from_secs(20));
         }
         if at % 8000 == 7999 {
-            rig.datapath().sweep(&mut Tally::default()).unwrap();
+            rig.datapath().sweep(&mut Tally::default(), false).unwrap();
         }
     }
     // A verdict is what is counted, and every run was counted once.

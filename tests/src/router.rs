@@ -35,6 +35,8 @@ pub struct Router {
     master_netns: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// A shell's script that starts the agent, if it is not started by itself.
+    through: Option<String>,
     agent: Option<Agent>,
 }
 
@@ -72,6 +74,7 @@ impl Router {
             master_netns: lab.node.name().to_owned(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            through: None,
             agent: None,
         };
         router.edit(spec)?;
@@ -88,6 +91,11 @@ impl Router {
     /// Gives the agent a variable of its environment, from its next start on.
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts the agent by a shell's script, from its next start on: `exec "$@"` is what starts it.
+    pub fn run_through(&mut self, script: &str) {
+        self.through = Some(script.to_owned());
     }
 
     /// Those arguments.
@@ -134,8 +142,14 @@ impl Router {
             bail!("egress-router runs already");
         }
         let mut command = self.command("run");
-        command.arg("--spec").arg(self.spec()).args(&self.arguments).envs(self.environment.iter().cloned());
+        command.arg("--spec").arg(self.spec()).args(&self.arguments);
+        if let Some(script) = &self.through {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+            command = shell;
+        }
         let mut child = command
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -40,6 +40,11 @@ pub(crate) fn everything() -> Result<()> {
     binary(false)
 }
 
+/// The router's programs as another build has them, for tests of upgrades.
+pub(crate) fn other_object() -> Result<()> {
+    bpf_object(&setup::ensure()?, &OTHER, &workspace::target_dir().join("bpf/egress-datapath-other.o"))
+}
+
 /// Everything that the benchmark needs: the router, optimised, and the benchmark's own programs. Returns the binary and the
 /// object with the programs.
 pub(crate) fn for_bench() -> Result<(PathBuf, PathBuf)> {
@@ -70,6 +75,8 @@ struct Object {
 
 /// The router's programs; egress-user's build script looks for them.
 const DATAPATH: Object = Object { bin: "egress-datapath", feature: "program" };
+/// The same, with other instructions.
+const OTHER: Object = Object { bin: "egress-datapath", feature: "program,other-build" };
 /// The benchmark's.
 const BENCH: Object = Object { bin: "egress-bench", feature: "bench-program" };
 

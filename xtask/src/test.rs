@@ -89,6 +89,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         build::everything()?;
     }
     if layers.contains(&Layer::Netns) {
+        build::other_object()?;
         prometheus::ensure()?;
     }
     // Every layer is run, whatever the one before said: one run tells all that is wrong.

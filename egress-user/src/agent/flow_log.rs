@@ -1,176 +1,306 @@
-//! `--flow-log`: who talked to whom through the router, as JSON lines. The audit trail that a shared source address takes away.
+//! `--flow-log`: who talked to whom through the router, and what was dropped, as JSON lines. The audit trail that a shared source
+//! address takes away.
+//!
+//! A task of its own follows the ring buffer: whatever else keeps the agent, lines are written as events come.
+
+mod line;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use egress_ebpf::event::{Budget, Event, MAX_RATE};
+use egress_ebpf::timeout::SECOND_NS;
+use jiff::Timestamp;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
 
-use crate::datapath::{FlowEvent, FlowEventKind};
+use super::error::Chain;
+use crate::datapath::{Events, Untold, Watched, monotonic_ns};
+use line::{Clocks, Line, Reason};
 
-/// Most lines of one look, so that a storm of flows does not fill a disk in minutes: 5,000 in the five seconds between two.
-const LINES: usize = 5000;
+/// How often lost lines are counted.
+const COUNT: Duration = Duration::from_secs(1);
 
-/// Where flows are logged, and how many were not.
+/// The log, as the agent holds it.
 #[derive(Debug)]
 pub(super) struct FlowLog {
-    file: PathBuf,
-    /// Lines that were not written: too many at a time, or the file could not take them.
-    pub(super) lost: u64,
-    failing: bool,
+    orders: UnboundedSender<Order>,
+    lost: Arc<Lost>,
+    task: JoinHandle<()>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    time: Timestamp,
-    event: &'static str,
-    protocol: &'a str,
-    client: SocketAddr,
-    router: SocketAddr,
-    source: SocketAddr,
-    destination: SocketAddr,
-    /// Index in the specification; null for the fallback.
-    rule: Option<u32>,
-    #[serde(flatten)]
-    end: Option<End>,
+/// Lines that this process lost.
+#[derive(Debug, Default)]
+struct Lost {
+    over_rate: AtomicU64,
+    unwritten: AtomicU64,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct End {
-    duration_s: f64,
-    request_packets: u64,
-    request_bytes: u64,
-    reply_packets: u64,
-    reply_bytes: u64,
+/// Why events are not in the log, and how many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unlogged {
+    pub(super) over_rate: u64,
+    pub(super) no_room: u64,
+    pub(super) unwritten: u64,
+}
+
+enum Order {
+    /// Follow this ring buffer from now on.
+    Follow(Box<Events>),
+    /// The agent ended these flows.
+    Closed(Vec<Event>),
 }
 
 impl FlowLog {
-    pub(super) fn new(file: &Path) -> Self {
-        Self { file: file.to_owned(), lost: 0, failing: false }
+    /// Begins to log to `file`, at most `rate` events a second of those that the agent ends itself.
+    pub(super) fn start(file: &Path, rate: u32) -> Self {
+        let (orders, received) = mpsc::unbounded_channel();
+        let lost = Arc::<Lost>::default();
+        let writer = Writer::new(file, rate, Arc::clone(&lost));
+        Self { orders, lost, task: tokio::spawn(follow(writer, received)) }
     }
 
-    /// Appends what happened. `now` and `now_ns` are one moment, by two clocks.
-    ///
-    /// The file is opened each time: whoever moves it away finds a new one in its place.
-    ///
-    /// # Errors
-    ///
-    /// The first of several failures in a row.
-    pub(super) fn write(&mut self, events: &[FlowEvent], now: Timestamp, now_ns: u64) -> io::Result<()> {
-        let taken = events.len().min(LINES);
-        self.lost += count(events.len() - taken);
-        let written = self.append(events.get(..taken).unwrap_or_default(), now, now_ns);
-        if written.is_err() {
-            self.lost += count(taken);
+    /// Follows a ring buffer instead of an earlier one.
+    pub(super) fn follow(&self, events: Events) {
+        let _ended = self.orders.send(Order::Follow(Box::new(events)));
+    }
+
+    /// Logs flows that the agent ended.
+    pub(super) fn closed(&self, flows: Vec<Event>) {
+        if !flows.is_empty() {
+            let _ended = self.orders.send(Order::Closed(flows));
         }
-        let first = !self.failing;
+    }
+
+    /// What was lost on this side of the ring buffer, and on the other.
+    pub(super) fn unlogged(&self, untold: Untold) -> Unlogged {
+        Unlogged {
+            over_rate: untold.over_rate + self.lost.over_rate.load(Ordering::Relaxed),
+            no_room: untold.no_room,
+            unwritten: self.lost.unwritten.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes what is left, and ends.
+    pub(super) async fn finish(self) {
+        drop(self.orders);
+        let _panicked = self.task.await;
+    }
+}
+
+async fn follow(mut writer: Writer, mut orders: UnboundedReceiver<Order>) {
+    let mut source: Option<Watched> = None;
+    let mut count = interval(COUNT);
+    count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                // What came before comes first.
+                block_in_place(|| writer.drain(&mut source));
+                match order {
+                    Some(Order::Follow(events)) => source = writer.begin(*events),
+                    Some(Order::Closed(flows)) => block_in_place(|| writer.closed(&flows)),
+                    None => break,
+                }
+            }
+            () = readable(&mut source) => block_in_place(|| writer.drain(&mut source)),
+            _ = count.tick() => block_in_place(|| writer.count_lost(&mut source)),
+        }
+    }
+    writer.count_lost(&mut source);
+}
+
+/// Waits until there are records.
+async fn readable(source: &mut Option<Watched>) {
+    match source {
+        Some(source) => source.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Writer {
+    file: PathBuf,
+    lost: Arc<Lost>,
+    rate: u32,
+    budget: Budget,
+    /// What the programs had lost when this was told last.
+    untold: Untold,
+    /// What this process had.
+    told: (u64, u64),
+    failing: bool,
+}
+
+/// Records that are written at once.
+const BATCH: usize = 1024;
+
+impl Writer {
+    fn new(file: &Path, rate: u32, lost: Arc<Lost>) -> Self {
+        let (file, rate) = (file.to_owned(), rate.min(MAX_RATE));
+        let (budget, untold) = (Budget::default(), Untold::default());
+        Self { file, lost, rate, budget, untold, told: (0, 0), failing: false }
+    }
+
+    fn begin(&mut self, events: Events) -> Option<Watched> {
+        // What was lost before is no news.
+        self.untold = events.untold().unwrap_or_default();
+        events.watched().inspect_err(|failed| warn!("follow the flow log: {failed}")).ok()
+    }
+
+    /// Writes the records that there are.
+    fn drain(&mut self, source: &mut Option<Watched>) {
+        let Some(source) = source else { return };
+        loop {
+            let events: Vec<Event> = std::iter::from_fn(|| source.events().take()).take(BATCH).collect();
+            if events.is_empty() {
+                return;
+            }
+            self.write(&events);
+        }
+    }
+
+    /// Writes flows that the agent ended, as many as may be.
+    fn closed(&mut self, flows: &[Event]) {
+        let now_s = u32::try_from(monotonic_ns() / SECOND_NS).unwrap_or(u32::MAX);
+        let paid: Vec<Event> = flows.iter().filter(|_| self.budget.pay(now_s, self.rate)).copied().collect();
+        self.lost.over_rate.store(self.budget.over_rate, Ordering::Relaxed);
+        for batch in paid.chunks(BATCH) {
+            self.write(batch);
+        }
+    }
+
+    fn write(&mut self, events: &[Event]) {
+        let clocks = Clocks { now: Timestamp::now(), now_ns: monotonic_ns() };
+        let lines: Vec<Line> = events.iter().filter_map(|event| Line::of(event, clocks)).collect();
+        self.append(&lines);
+    }
+
+    /// Tells what was lost since this was told last.
+    fn count_lost(&mut self, source: &mut Option<Watched>) {
+        let untold = match source.as_mut().map(|source| source.events().untold()) {
+            Some(Ok(untold)) => untold,
+            Some(Err(failed)) => return warn!("count what the flow log lost: {}", Chain(&failed)),
+            None => self.untold,
+        };
+        let (over_rate, unwritten) =
+            (self.lost.over_rate.load(Ordering::Relaxed), self.lost.unwritten.load(Ordering::Relaxed));
+        let news = [
+            (Reason::Rate, untold.over_rate + over_rate - self.untold.over_rate - self.told.0),
+            (Reason::Buffer, untold.no_room - self.untold.no_room),
+            (Reason::File, unwritten - self.told.1),
+        ];
+        let now = Timestamp::now();
+        let lines: Vec<Line> = news
+            .into_iter()
+            .filter(|(_, lost)| *lost > 0)
+            .map(|(reason, lost)| Line::lost(reason, lost, now))
+            .collect();
+        // Lost lines about lost lines are told again.
+        if self.append(&lines) {
+            (self.untold, self.told) = (untold, (over_rate, unwritten));
+        }
+    }
+
+    /// Appends lines. The file is opened each time: whoever moves it away finds a new one in its place.
+    fn append(&mut self, lines: &[Line]) -> bool {
+        if lines.is_empty() {
+            return true;
+        }
+        let written = self.try_append(lines);
+        if let Err(failed) = &written {
+            let events = lines.iter().filter(|line| !line.is_about_loss()).count();
+            self.lost.unwritten.fetch_add(u64::try_from(events).unwrap_or(u64::MAX), Ordering::Relaxed);
+            // Once, not with every attempt.
+            if !self.failing {
+                warn!("write the flow log {}: {failed}", self.file.display());
+            }
+        }
         self.failing = written.is_err();
-        if first { written } else { Ok(()) }
+        !self.failing
     }
 
-    fn append(&self, events: &[FlowEvent], now: Timestamp, now_ns: u64) -> io::Result<()> {
-        if events.is_empty() {
-            return Ok(());
-        }
+    fn try_append(&self, lines: &[Line]) -> io::Result<()> {
         let mut text = Vec::new();
-        for event in events {
-            serde_json::to_writer(&mut text, &line(event, now, now_ns))?;
+        for line in lines {
+            serde_json::to_writer(&mut text, line)?;
             text.push(b'\n');
         }
-        OpenOptions::new().create(true).append(true).open(&self.file)?.write_all(&text)
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.file)?;
+        let before = file.metadata()?.len();
+        // A disk that is full takes a part of a line: whoever reads is not to meet it.
+        file.write_all(&text).inspect_err(|_full| {
+            let _cannot = file.set_len(before);
+        })
     }
-}
-
-fn line(event: &FlowEvent, now: Timestamp, now_ns: u64) -> Line<'_> {
-    let flow = &event.flow;
-    let at = |ns: u64| {
-        let ago = SignedDuration::from_nanos(i64::try_from(now_ns.saturating_sub(ns)).unwrap_or(i64::MAX));
-        let time = now.checked_sub(ago).unwrap_or(now);
-        // What the clock of the programs can tell.
-        Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
-    };
-    let (event_name, time, end) = match event.kind {
-        FlowEventKind::Opened => ("opened", at(event.began_ns), None),
-        FlowEventKind::Closed => {
-            let lasted = SignedDuration::from_nanos(
-                i64::try_from(event.last_ns.saturating_sub(event.began_ns)).unwrap_or(i64::MAX),
-            );
-            let end = End {
-                duration_s: lasted.as_secs_f64(),
-                request_packets: flow.request_packets,
-                request_bytes: flow.request_bytes,
-                reply_packets: flow.reply_packets,
-                reply_bytes: flow.reply_bytes,
-            };
-            ("closed", at(event.last_ns), Some(end))
-        }
-    };
-    Line {
-        time,
-        event: event_name,
-        protocol: &flow.protocol,
-        client: flow.client,
-        router: flow.router,
-        source: flow.source,
-        destination: flow.destination,
-        rule: flow.rule,
-        end,
-    }
-}
-
-fn count(lines: usize) -> u64 {
-    u64::try_from(lines).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::datapath::FlowRow;
+    use bytemuck::Zeroable as _;
+    use egress_ebpf::event::Kind;
+    use serde_json::Value;
 
-    fn event(kind: FlowEventKind) -> FlowEvent {
-        let flow = FlowRow { protocol: "TCP".into(), rule: Some(3), request_packets: 7, ..FlowRow::default() };
-        FlowEvent { kind, flow, began_ns: 10_000_000_000, last_ns: 12_500_000_000 }
+    use super::*;
+
+    fn closed() -> Event {
+        Event { kind: Kind::Closed as u8, known: 3, ..Event::zeroed() }
     }
 
-    fn lines(file: &Path) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(file).unwrap();
+    fn lines(file: &Path) -> Vec<Value> {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    fn writer(file: &Path, rate: u32) -> Writer {
+        Writer::new(file, rate, Arc::default())
+    }
+
     #[test]
-    fn lines_say_when_and_how_much() {
+    fn a_file_that_is_moved_away_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("flows");
-        let mut log = FlowLog::new(&file);
-        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let events = [event(FlowEventKind::Opened), event(FlowEventKind::Closed)];
-        log.write(&events, now, 20_000_000_000).unwrap();
-        let found = lines(&file);
-        assert_eq!((&found[0]["event"], &found[0]["time"]), (&"opened".into(), &"2026-01-01T00:00:50Z".into()));
-        assert!(found[0].get("durationS").is_none());
-        assert_eq!((&found[1]["event"], &found[1]["time"]), (&"closed".into(), &"2026-01-01T00:00:52.5Z".into()));
-        assert_eq!((&found[1]["durationS"], &found[1]["requestPackets"]), (&2.5.into(), &7.into()));
-        // Rotated.
+        let mut writer = writer(&file, 100);
+        writer.closed(&[closed(), closed()]);
+        assert_eq!(lines(&file).len(), 2);
         std::fs::rename(&file, dir.path().join("flows.1")).unwrap();
-        log.write(&events[..1], now, 20_000_000_000).unwrap();
+        writer.closed(&[closed()]);
         assert_eq!(lines(&file).len(), 1);
     }
 
     #[test]
-    fn what_is_not_written_is_counted() {
+    fn what_is_not_written_is_counted_and_told_later() {
         let dir = tempfile::tempdir().unwrap();
-        let now = Timestamp::UNIX_EPOCH;
-        let many = vec![event(FlowEventKind::Opened); LINES + 7];
-        let mut log = FlowLog::new(&dir.path().join("flows"));
-        log.write(&many, now, 0).unwrap();
-        assert_eq!(log.lost, 7);
-        let mut log = FlowLog::new(&dir.path().join("missing/flows"));
-        assert!(log.write(&many[..3], now, 0).is_err());
-        assert!(log.write(&many[..3], now, 0).is_ok(), "told once");
-        assert_eq!(log.lost, 6);
+        let folder = dir.path().join("later");
+        let file = folder.join("flows");
+        let mut writer = writer(&file, 10);
+        writer.closed(&[closed(); 60]);
+        writer.count_lost(&mut None);
+        writer.count_lost(&mut None);
+        assert_eq!(lines(&file), [] as [Value; 0]);
+        std::fs::create_dir(&folder).unwrap();
+        writer.count_lost(&mut None);
+        writer.count_lost(&mut None);
+        let told: Vec<_> =
+            lines(&file).iter().map(|line| (line["reason"].clone(), line["events"].as_u64().unwrap())).collect();
+        assert_eq!(told, [("rate".into(), 10), ("file".into(), 50)], "five seconds' worth may come at once");
+    }
+
+    /// A full device takes some bytes of a line, and no more.
+    #[test]
+    fn no_line_is_cut_in_two() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flows");
+        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+        let mut writer = writer(&file, 10);
+        writer.closed(&[closed()]);
+        assert_eq!(writer.lost.unwritten.load(Ordering::Relaxed), 1);
+        std::fs::remove_file(&file).unwrap();
+        writer.closed(&[closed()]);
+        assert_eq!(lines(&file).len(), 1);
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use egress_ebpf::event::Event;
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -14,12 +15,12 @@ use tracing::{debug, error, info, warn};
 use super::backoff::Backoff;
 use super::error::Chain;
 use super::existing::{Draining, ExistingFlows};
-use super::flow_log::FlowLog;
+use super::flow_log::{FlowLog, Unlogged};
 use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
-use crate::datapath::{Journal, RuleId, monotonic_ns, protocol_name, protocol_number};
+use crate::datapath::{Connection, RuleId, Swept, Untold, protocol_name, protocol_number};
 use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
 use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
 
@@ -46,8 +47,6 @@ pub(super) struct Counts {
     pub(super) repairs_failed: u64,
     /// Times that the status could not be written.
     pub(super) status_failed: u64,
-    /// Lines that the flow log lost.
-    pub(super) flows_unlogged: u64,
 }
 
 /// The agent's state.
@@ -72,7 +71,6 @@ pub(super) struct Keeper {
     in_force: bool,
     status_fails: bool,
     flow_log: Option<FlowLog>,
-    journal: Journal,
     rivals: Option<Rivals>,
     /// Who claimed one of our addresses, and when last.
     claimed: BTreeMap<IpAddr, (Mac, Instant)>,
@@ -87,7 +85,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
-        let flow_log = options.flow_log.as_deref().map(FlowLog::new);
+        let flow_log = options.flow_log.as_deref().map(|file| FlowLog::start(file, router.logging().rate));
         Self {
             router,
             desired,
@@ -103,7 +101,6 @@ impl Keeper {
             in_force: false,
             status_fails: false,
             flow_log,
-            journal: Journal::default(),
             rivals: None,
             claimed: BTreeMap::new(),
             draining: Draining::default(),
@@ -160,20 +157,20 @@ impl Keeper {
     /// Removes flows that are over, and looks how the router is. Returns whether the table is so full that the next sweep
     /// should not be long in coming.
     pub(super) fn sweep(&mut self) -> bool {
-        self.log_flows();
-        let crowded = match self.router.sweep() {
+        let crowded = match self.router.sweep(self.ends_stale()) {
             Ok(swept) => {
                 if swept.removed + swept.gave_way > 0 {
                     debug!(live = swept.live, removed = swept.removed, gave_way = swept.gave_way, "swept flows");
                 }
-                swept.gave_way > 0
+                let crowded = swept.gave_way > 0;
+                self.account(swept);
+                crowded
             }
             Err(failed) => {
                 warn!("sweep: {}", Chain(&failed));
                 false
             }
         };
-        self.end_stale();
         self.look();
         self.tell();
         crowded
@@ -187,17 +184,39 @@ impl Keeper {
         self.mend();
     }
 
-    /// Logs which flows began and ended.
-    pub(super) fn log_flows(&mut self) {
-        let Some(log) = &mut self.flow_log else { return };
-        let events = match self.router.events(&mut self.journal) {
-            Ok(events) => events,
-            Err(failed) => return warn!("read the flows to log: {}", Chain(&failed)),
-        };
-        if let Err(failed) = log.write(&events, Timestamp::now(), monotonic_ns()) {
-            warn!("log flows: {failed}");
+    /// What a sweep found: flows that are over are logged, and stale ones ended when their time is up.
+    fn account(&mut self, swept: Swept) {
+        self.log_closed(swept.closed);
+        if self.ends_stale() {
+            self.end_stale(swept.stale);
         }
-        self.counts.flows_unlogged = log.lost;
+    }
+
+    fn log_closed(&self, closed: Vec<Event>) {
+        if let Some(log) = &self.flow_log {
+            log.closed(closed);
+        }
+    }
+
+    /// Logs what programs tell that have just been loaded.
+    fn follow_events(&self) {
+        let Some(log) = &self.flow_log else { return };
+        match self.router.events() {
+            Ok(events) => events.into_iter().for_each(|events| log.follow(events)),
+            Err(failed) => warn!("follow the flow log: {}", Chain(&failed)),
+        }
+    }
+
+    /// Writes what is left to log.
+    pub(super) async fn finish_log(&mut self) {
+        if let Some(log) = self.flow_log.take() {
+            log.finish().await;
+        }
+    }
+
+    /// What is not in the flow log.
+    fn unlogged(&self, untold: Untold) -> Option<Unlogged> {
+        self.flow_log.as_ref().map(|log| log.unlogged(untold))
     }
 
     /// Something has changed: puts right what has to be, and looks how the router is.
@@ -256,6 +275,7 @@ impl Keeper {
                 warn!("the system had drifted and was put right");
                 self.counts.repaired += 1;
                 report(&self.desired, &applied);
+                self.take_over(&applied);
                 self.announce_change(&applied);
                 self.drifted = None;
                 self.retry_repair.settled();
@@ -365,37 +385,50 @@ impl Keeper {
         }
     }
 
+    /// What follows when other programs or tables are in force.
+    fn take_over(&mut self, applied: &Applied) {
+        if applied.loaded {
+            self.follow_events();
+        }
+        if let Some(swept) = &applied.swept {
+            self.account(swept.clone());
+        }
+    }
+
     fn succeeded(&mut self, applied: &Applied) {
         report(&self.desired, applied);
+        self.take_over(applied);
         self.announce_change(applied);
         self.counts.applied += 1;
         self.in_force = true;
         self.master.clone_from(&applied.master);
         self.drifted = None;
         self.retry_repair.settled();
-        self.end_stale();
         self.look();
         self.tell();
     }
 
+    fn ends_stale(&self) -> bool {
+        self.options.existing_flows != ExistingFlows::Keep
+    }
+
     /// Ends flows that go where the rules do not lead any more, once their time is up.
-    fn end_stale(&mut self) {
+    fn end_stale(&mut self, stale: Vec<Connection>) {
         let grace = match self.options.existing_flows {
             ExistingFlows::Keep => return,
             ExistingFlows::Drain(grace) => grace,
             ExistingFlows::Cut => Duration::ZERO,
         };
-        let due = match self.router.stale() {
-            Ok(stale) => self.draining.due(stale, grace, Instant::now()),
-            Err(failed) => return warn!("find flows of rules that have changed: {}", Chain(&failed)),
-        };
+        let due = self.draining.due(stale, grace, Instant::now());
         if due.is_empty() {
             return;
         }
         info!(flows = due.len(), "cut flows of rules that have changed");
-        if let Err(failed) = self.router.cut(&due) {
+        let mut closed = Vec::new();
+        if let Err(failed) = self.router.cut(&due, &mut closed) {
             warn!("{}", Chain(&failed));
         }
+        self.log_closed(closed);
     }
 
     fn accept(&mut self) {
@@ -473,8 +506,9 @@ impl Keeper {
 
     /// What is told to a scrape.
     pub(super) fn figures(&mut self) -> String {
-        if let Err(failed) = self.router.sweep() {
-            warn!("sweep: {}", Chain(&failed));
+        match self.router.sweep(false) {
+            Ok(swept) => self.log_closed(swept.closed),
+            Err(failed) => warn!("sweep: {}", Chain(&failed)),
         }
         let table = rule_ids(&self.desired.rules);
         self.router.tally().retain(|id| table.iter().any(|(known, _)| known == id));
@@ -503,10 +537,11 @@ impl Keeper {
             gateways: self.neighbours.iter().map(|one| (one.address, one.answer != link::Answer::Silent)).collect(),
             ..Figures::default()
         };
-        match self.router.reader().and_then(|reader| Ok((reader.counters()?, reader.port_tries()?))) {
-            Ok((counters, port_searches)) => {
+        match self.router.reader().and_then(|reader| Ok((reader.counters()?, reader.port_tries()?, reader.untold()?))) {
+            Ok((counters, port_searches, untold)) => {
                 figures.counters = counters;
                 figures.port_searches = port_searches;
+                figures.unlogged = self.unlogged(untold);
             }
             Err(failed) => warn!("read the counters: {}", Chain(&failed)),
         }
@@ -522,7 +557,9 @@ impl Keeper {
 
     /// Takes the router away, and what tells of it.
     pub(super) fn remove(&mut self) -> Result<(), AgentError> {
+        let closed = self.router.all_closed().unwrap_or_default();
         self.router.delete()?;
+        self.log_closed(closed);
         let files = std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
         for file in files {
             let _never_written = std::fs::remove_file(file);

@@ -12,6 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::flow_log::Unlogged;
 use super::keep::Counts;
 use crate::datapath::{CounterRow, PortUse, RuleId, RuleTotals};
 use crate::status::{ConditionType, Conditions, Reason};
@@ -28,6 +29,8 @@ pub(super) struct Figures {
     /// The reasons of the faults that there are.
     pub(super) faults: Vec<Reason>,
     pub(super) counts: Counts,
+    /// What is not in the flow log, where there is one.
+    pub(super) unlogged: Option<Unlogged>,
     pub(super) rules: Vec<Rule>,
     pub(super) flows: usize,
     pub(super) flows_limit: usize,
@@ -143,18 +146,27 @@ impl Figures {
         let faults = Reason::ALL
             .map(|reason| (vec![("reason", reason.name().to_owned())], number(self.faults.contains(&reason))));
         gauge(out, "fault", "Whether something is the matter, by reason", faults)?;
-        let Counts { applied, refused, repaired, repairs_failed, status_failed, flows_unlogged } = self.counts;
+        let Counts { applied, refused, repaired, repairs_failed, status_failed } = self.counts;
         for (name, help, count) in [
             ("applies", "Specifications put in force", applied),
             ("edits_refused", "Edits of the specification that were refused", refused),
             ("repairs", "Times that the system had drifted and was put right", repaired),
             ("repair_failures", "Times that the system had drifted and could not be put right", repairs_failed),
             ("status_write_failures", "Times that the status could not be written", status_failed),
-            ("flow_log_lost_lines", "Lines that the flow log lost", flows_unlogged),
         ] {
             counter(out, name, help, [(Vec::new(), count)])?;
         }
-        Ok(())
+        let unlogged = self.unlogged.iter().flat_map(|unlogged| {
+            let Unlogged { over_rate, no_room, unwritten } = *unlogged;
+            [("rate", over_rate), ("buffer", no_room), ("file", unwritten)]
+        });
+        let help = "Events of flows and drops that are not in the flow log, by why";
+        counter(
+            out,
+            "flow_log_lost_events",
+            help,
+            unlogged.map(|(reason, lost)| (vec![("reason", reason.to_owned())], lost)),
+        )
     }
 
     fn rules(&self, out: &mut DescriptorEncoder<'_>) -> Result<(), Error> {

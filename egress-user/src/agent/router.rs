@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use egress_ebpf::contract::{Direction, Mark};
+use egress_ebpf::event::{Event, Logging};
 
 use super::AgentError;
 use super::error::Chain;
@@ -12,8 +13,8 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, Reader, Settings, Suspended, Swept,
-    Tables, Tally,
+    Connection, Datapath, Events, Hook, Interface, Interfaces, PinDir, Reader, Settings, Suspended, Swept, Tables,
+    Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -75,6 +76,10 @@ pub struct Applied {
     pub master: String,
     /// The addresses that the router now speaks for.
     pub addresses: Vec<IpAddr>,
+    /// What was found when the tables changed.
+    pub swept: Option<Swept>,
+    /// Whether the datapath was loaded.
+    pub loaded: bool,
 }
 
 impl Applied {
@@ -176,6 +181,11 @@ impl Router {
         &mut self.tally
     }
 
+    /// Where its datapath is pinned.
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
     /// Its place.
     pub fn place(&self) -> &Place {
         &self.setup.place
@@ -255,7 +265,7 @@ impl Router {
         match self.bring_up(&mut datapath, &mut link, desired) {
             Ok(applied) => {
                 self.datapath = Some(datapath);
-                Ok(applied)
+                Ok(Applied { loaded: !was_running, ..applied })
             }
             Err(failed) => {
                 // No packet by the new tables while the link becomes again what it was.
@@ -308,6 +318,7 @@ impl Router {
         let started = Instant::now();
         let tables = Tables::new(&desired.rules, &settings, &interfaces)?;
         let changed = datapath.install(&tables)?;
+        datapath.set_logging(settings.logging)?;
         let tables_took = started.elapsed();
         let hook = self.setup.hook;
         let installed = place.router.run(|| datapath.attach(&interfaces, hook))??;
@@ -316,9 +327,11 @@ impl Router {
             datapath.refresh_hops()?;
         }
         // A flow that leaves from an address that is the router's no longer ends with it.
-        if changed && let Err(failed) = datapath.sweep(&mut self.tally) {
+        let swept = if changed { Some(datapath.sweep(&mut self.tally, true)) } else { None };
+        let swept = swept.transpose().unwrap_or_else(|failed| {
             tracing::warn!("sweep flows of addresses that are gone: {}", Chain(&failed));
-        }
+            None
+        });
         Ok(Applied {
             link: link.done().to_vec(),
             programs: installed.changed,
@@ -326,6 +339,8 @@ impl Router {
             tables_took,
             master: link.plan().master.clone(),
             addresses: interfaces.snat,
+            swept,
+            loaded: false,
         })
     }
 
@@ -405,23 +420,14 @@ impl Router {
         }
     }
 
-    /// The live flows that the rules in force would not send where they go.
-    ///
-    /// # Errors
-    ///
-    /// When a table cannot be read.
-    pub fn stale(&self) -> Result<Vec<Connection>, AgentError> {
-        Ok(self.datapath.as_ref().map(Datapath::stale).transpose()?.unwrap_or_default())
-    }
-
-    /// Ends flows, and tells both ends of each.
+    /// Ends flows, and tells both ends of each. What is to be logged of them goes to `closed`.
     ///
     /// # Errors
     ///
     /// When the flow table cannot be written, or a packet cannot be sent; all flows have ended then.
-    pub fn cut(&mut self, flows: &[Connection]) -> Result<(), AgentError> {
+    pub fn cut(&mut self, flows: &[Connection], closed: &mut Vec<Event>) -> Result<(), AgentError> {
         if let Some(datapath) = &mut self.datapath {
-            datapath.end(flows)?;
+            closed.extend(datapath.end(flows)?);
         }
         let end = |protocol, near, far| link::End { protocol, near, far };
         let clients: Vec<_> = flows.iter().map(|flow| end(flow.protocol, flow.router, flow.client)).collect();
@@ -441,23 +447,37 @@ impl Router {
         }
     }
 
-    /// What happened to flows since the journal was last shown the table.
+    /// What is to be told of flows and drops.
+    pub fn logging(&self) -> Logging {
+        self.setup.settings.logging
+    }
+
+    /// What the programs tell of flows and drops; nothing while there are no programs.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn events(&self) -> Result<Option<Events>, AgentError> {
+        Ok(self.datapath.as_ref().map(Datapath::events).transpose()?)
+    }
+
+    /// What would be logged if all flows ended now.
     ///
     /// # Errors
     ///
     /// When the flow table cannot be read.
-    pub fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, AgentError> {
-        Ok(self.datapath.as_ref().map(|datapath| datapath.events(journal)).transpose()?.unwrap_or_default())
+    pub fn all_closed(&self) -> Result<Vec<Event>, AgentError> {
+        Ok(self.datapath.as_ref().map(Datapath::all_closed).transpose()?.unwrap_or_default())
     }
 
-    /// Removes flows that are over.
+    /// Removes flows that are over; with `find_stale`, finds those that the rules in force would not send where they go.
     ///
     /// # Errors
     ///
     /// When the flow table cannot be read or written.
-    pub fn sweep(&mut self) -> Result<Swept, AgentError> {
+    pub fn sweep(&mut self, find_stale: bool) -> Result<Swept, AgentError> {
         match &mut self.datapath {
-            Some(datapath) => Ok(datapath.sweep(&mut self.tally)?),
+            Some(datapath) => Ok(datapath.sweep(&mut self.tally, find_stale)?),
             None => Ok(Swept::default()),
         }
     }

@@ -139,11 +139,13 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         }
     }
     service::stopping();
-    block_in_place(|| keeper.log_flows());
     if keeper.options.on_exit == OnExit::Remove {
-        block_in_place(|| keeper.remove())?;
+        let removed = block_in_place(|| keeper.remove());
+        keeper.finish_log().await;
+        removed?;
         info!("removed");
     } else {
+        keeper.finish_log().await;
         info!("ended; the datapath goes on");
     }
     Ok(())

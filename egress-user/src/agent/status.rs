@@ -51,8 +51,13 @@ impl Status {
         if let Some(directory) = file.parent() {
             std::fs::create_dir_all(directory).map_err(failed)?;
         }
-        let mut out = std::fs::File::create(&new).map_err(failed)?;
-        out.write_all(&text).map_err(failed)?;
-        std::fs::rename(&new, file).map_err(failed)
+        let written = std::fs::File::create(&new)
+            .and_then(|mut out| out.write_all(&text))
+            .and_then(|()| std::fs::rename(&new, file));
+        written.map_err(|source| {
+            // A half of it takes up what may be the last of a full disk.
+            let _never_made = std::fs::remove_file(&new);
+            failed(source)
+        })
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::builder::TypedValueParser as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egress_ebpf::event::MAX_RATE;
 use ipnet::IpNet;
 
 use super::flows::{FlowOrder, RuleOfFlow};
@@ -130,7 +131,8 @@ Keys: q ends, p pauses.")]
 Examples:
   egress-router trace tcp/80 --from 10.128.0.1
   egress-router trace icmp --from 10.128.0.1 -o json
-  egress-router trace udp/53 --from fd00:10::1 --spec router.yaml    (by a specification that is not applied)")]
+  egress-router trace udp/53 --from fd00:10::1 --spec router.yaml    (by a specification that is not applied)
+  egress-router trace --live tcp/80 --from 10.128.0.1    (the packets themselves, as they pass)")]
     Trace(Trace),
 
     /// Turn the legacy router image's environment into a specification.
@@ -263,9 +265,19 @@ pub struct Run {
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub status_file: Option<PathBuf>,
 
-    /// File to log flows to, a JSON line for each that began and each that ended.
+    /// File to log flows and drops to, a JSON line for each flow that began, each that ended, and each packet dropped.
     #[arg(long, value_name = "FILE", help_heading = "Agent")]
     pub flow_log: Option<PathBuf>,
+
+    /// Log one flow in so many; drops are not sampled.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "flow_log", help_heading = "Agent",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub flow_log_sample: u32,
+
+    /// Most events a second of flows, and of drops, on each processor. What is left out is counted, and the log says so.
+    #[arg(long, value_name = "N", default_value_t = 1000, requires = "flow_log", help_heading = "Agent",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE)))]
+    pub flow_log_rate: u32,
 
     /// `off` keeps capabilities, files and system calls that the agent does not need.
     #[arg(long, value_enum, default_value_t, value_name = "ON|OFF", help_heading = "Agent")]
@@ -418,12 +430,26 @@ pub struct Top {
 #[derive(Debug, Args)]
 pub struct Trace {
     /// The packet, as in tcp/80, udp/53, icmp.
-    #[arg(value_name = "PROTOCOL[/PORT]")]
-    pub packet: Traced,
+    #[arg(value_name = "PROTOCOL[/PORT]", required_unless_present = "live")]
+    pub packet: Option<Traced>,
 
     /// The client, with its port where a live flow matters.
-    #[arg(long, value_name = "IP[:PORT]", value_parser = super::trace::client)]
-    pub from: SocketAddr,
+    #[arg(long, value_name = "IP[:PORT]", value_parser = super::trace::client, required_unless_present = "live")]
+    pub from: Option<SocketAddr>,
+
+    /// Show what becomes of the packets that pass, until a signal: those of this protocol and with this port and `--from`'s address
+    /// on either side of the translation; all without. Packets of established flows take the long way meanwhile.
+    #[arg(long, conflicts_with_all = ["spec", "to"])]
+    pub live: bool,
+
+    /// End after so many seconds.
+    #[arg(long, value_name = "SECONDS", requires = "live", value_parser = clap::value_parser!(u32).range(1..))]
+    pub during: Option<u32>,
+
+    /// Most packets shown a second, of each processor.
+    #[arg(long, value_name = "N", requires = "live", default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE)))]
+    pub rate: u32,
 
     /// The address that it is sent to [default: the router's]
     #[arg(long, value_name = "IP")]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use egress_ebpf::event::Logging;
 use egress_ebpf::timeout;
 use serde::Serialize;
 
@@ -16,7 +17,7 @@ use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, Protocol, RouterName, desired_from_file};
-use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
+use crate::datapath::{CounterRow, Hook, LoggingRow, PinDir, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::source::{self, Access, Source};
 use crate::spec::Diagnostic;
@@ -77,8 +78,10 @@ fn apply(args: &args::Apply) -> anyhow::Result<()> {
     let applied = router.apply(&desired)?;
     output::text(&summary(&desired, &applied))?;
     if existing_flows == values::ExistingFlows::Cut {
-        let stale = router.stale()?;
-        router.cut(&stale).context("the specification is applied; end flows of rules that have changed")?;
+        let stale = router.sweep(true)?.stale;
+        router
+            .cut(&stale, &mut Vec::new())
+            .context("the specification is applied; end flows of rules that have changed")?;
     }
     if applied.link.is_empty() {
         return Ok(());
@@ -173,6 +176,9 @@ fn started(args: &args::Run, place: &Place) -> anyhow::Result<(Router, agent::Op
     if let (Some(metrics), None) = (args.metrics, &args.target.netns) {
         // Served where clients come in.
         settings.local_ports.push((Protocol::Tcp, metrics.port()));
+    }
+    if args.flow_log.is_some() {
+        settings.logging = Logging { one_in: args.flow_log_sample, rate: args.flow_log_rate };
     }
     let (bpffs, hook) = (args.target.bpffs.clone(), hook(&args.datapath));
     let router = Router::new(Setup { place: place.clone(), bpffs, hook, settings })?;
@@ -286,6 +292,8 @@ struct Status {
     rules: usize,
     flows: usize,
     port_searches: Vec<u64>,
+    /// What is told of flows and drops, and how much of it was lost; nothing without a flow log.
+    flow_log: Option<LoggingRow>,
     counters: Vec<CounterRow>,
 }
 
@@ -302,6 +310,7 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
         rules: reader.rules()?.len(),
         flows: reader.flows()?.len(),
         port_searches: reader.port_tries()?,
+        flow_log: reader.logging()?,
         counters: reader.counters()?,
     };
     if args.output.format == Format::Table {
@@ -342,6 +351,9 @@ fn drops(args: &args::Drops) -> anyhow::Result<()> {
         if !meanwhile.is_empty() {
             output::print(&meanwhile, args.output.format)?;
         }
+        if !output::is_read() {
+            return Ok(());
+        }
         before = now;
     }
 }
@@ -366,6 +378,11 @@ pub(super) fn installed(target: &Target) -> anyhow::Result<(Reader, Vec<IpAddr>)
     let observed = router.observe()?;
     let addresses = observed.cluster.addresses.iter().map(|held| held.net.addr()).collect();
     Ok((router.reader()?, addresses))
+}
+
+/// Where an installed router is pinned.
+pub(super) fn pins(target: &Target) -> anyhow::Result<PinDir> {
+    Ok(router(target, None, Hook::Auto, Settings::default())?.pins().clone())
 }
 
 /// One look at a router, for `top`.

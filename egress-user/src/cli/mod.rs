@@ -9,6 +9,7 @@ mod completions;
 mod deployed;
 mod flows;
 mod import;
+mod live;
 mod log;
 mod man;
 pub mod output;

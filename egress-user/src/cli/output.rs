@@ -1,9 +1,11 @@
 //! The one room that writes to standard output: tables for people, JSON and YAML for programs.
 
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 /// Form of a result.
@@ -70,6 +72,16 @@ pub fn text(text: &str) -> Result<(), OutputError> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Whether anybody still reads standard output: whoever prints again and again ends when not.
+pub fn is_read() -> bool {
+    let out = io::stdout();
+    let mut watched = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    // A pipe without a reader is in error; what cannot be asked is read.
+    let asked = poll(&mut watched, PollTimeout::ZERO);
+    let [watched] = watched;
+    asked.is_err() || !watched.revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 fn render<R: Row>(rows: &[R], format: Format) -> Result<String, OutputError> {

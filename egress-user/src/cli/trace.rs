@@ -45,6 +45,10 @@ pub(super) fn client(text: &str) -> Result<SocketAddr, String> {
 
 /// Prints the answer.
 pub(super) fn run(args: &args::Trace) -> anyhow::Result<()> {
+    if args.live {
+        return super::live::run(args);
+    }
+    let (Some(packet), Some(from)) = (&args.packet, args.from) else { anyhow::bail!("give a packet and --from") };
     let in_force = match &args.spec {
         Some(file) => {
             let (desired, _warnings) = crate::compile::desired_from_file(file, args.router.as_deref())?;
@@ -64,8 +68,7 @@ pub(super) fn run(args: &args::Trace) -> anyhow::Result<()> {
             }
         }
     };
-    let question =
-        Question { protocol: args.packet.protocol.clone(), from: args.from, to: args.to, port: args.packet.port };
+    let question = Question { protocol: packet.protocol.clone(), from, to: args.to, port: packet.port };
     let answer = trace(&question, &in_force);
     if args.output.format == Format::Table {
         return Ok(output::text(&sentence(&question, &answer))?);

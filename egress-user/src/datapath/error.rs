@@ -8,6 +8,17 @@ use thiserror::Error;
 /// An error of the datapath room. Each names the object it is about.
 #[derive(Debug, Error)]
 pub enum DatapathError {
+    /// Another build's object cannot be read.
+    #[error("read the BPF object {}", path.display())]
+    Object {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Tracing is one person's at a time.
+    #[error("trace packets: somebody traces already; wait until that has ended")]
+    Traced,
     /// The binary was built without a BPF object.
     #[error("this build of egress-router carries no BPF object: build it with `cargo xtask build`")]
     NoObject,

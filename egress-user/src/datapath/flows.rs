@@ -3,18 +3,21 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use aya::maps::MapError;
 use bytemuck::pod_read_unaligned;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK, map};
+use egress_ebpf::event::Event;
 use egress_ebpf::timeout::{self, SECOND_NS, protocol};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use super::journal::{FlowEvent, Journal};
+use super::events::Closed;
 use super::maps::{Maps, array_of, failed};
+use super::stale::{Connection, connection, is_stale};
 use super::tally::Tally;
 use super::{DatapathError, batch};
 
@@ -66,7 +69,7 @@ fn last_seen_ns(flow: &Flow, twin: Option<&Flow>) -> u64 {
 }
 
 /// Result of a sweep.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Live flows.
     pub live: usize,
@@ -74,6 +77,10 @@ pub struct Swept {
     pub removed: usize,
     /// Flows that were alive, opening or closing, and had to give way because the table was nearly full.
     pub gave_way: usize,
+    /// Those of both that are to be logged.
+    pub closed: Vec<Event>,
+    /// Live flows that the rules in force would not send where they go, if that was asked.
+    pub stale: Vec<Connection>,
 }
 
 #[cfg(test)]
@@ -109,11 +116,6 @@ impl Maps {
         Ok(entries)
     }
 
-    /// What happened to flows since the journal was last shown the table.
-    pub(super) fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, DatapathError> {
-        Ok(journal.note(&self.entries()?, &self.config()?, monotonic_ns()))
-    }
-
     /// Adds what all flows have counted to a tally.
     pub(super) fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
         tally.add(&self.entries()?, self.capacity, &self.config()?);
@@ -137,14 +139,16 @@ impl Maps {
     }
 
     /// Removes expired flows, and those whose external address is no longer the router's. What all have counted goes to the
-    /// tally.
-    pub(super) fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
+    /// tally. One reading of the table serves all of it.
+    pub(super) fn sweep(&mut self, tally: &mut Tally, find_stale: bool) -> Result<Swept, DatapathError> {
+        let rules = if find_stale { Some(self.rules_by_port()?) } else { None };
         let config = self.config()?;
         let now_ns = monotonic_ns();
         let entries = self.entries()?;
         tally.add(&entries, self.capacity, &config);
         let sources = self.snat_sources(&config)?;
         let mut swept = Swept::default();
+        let mut closed = Closed::new(self.logging()?);
         let mut brief = Vec::new();
         for (key, flow) in &entries {
             let twin_key = key.twin(flow);
@@ -153,17 +157,24 @@ impl Maps {
             let gone = !sources.contains(&source)
                 || timeout::expired(key.protocol, flow, key.is_request(), twin, &config.timeouts_s, now_ns);
             if !gone {
-                swept.live += usize::from(key.is_request());
-                if key.is_request() && is_brief(key, flow, twin, now_ns) {
-                    brief.push((last_seen_ns(flow, twin), key, flow));
+                if key.is_request() {
+                    swept.live += 1;
+                    if is_brief(key, flow, twin, now_ns) {
+                        brief.push((last_seen_ns(flow, twin), key, flow));
+                    }
+                    if rules.as_ref().is_some_and(|rules| is_stale(rules, key, flow)) {
+                        swept.stale.push(connection(key, flow));
+                    }
                 }
                 continue;
             }
             if sources.contains(&source) && (self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, twin)?) {
                 continue;
             }
-            self.remove_flow(key)?;
-            swept.removed += usize::from(key.is_request());
+            if self.remove_flow(key)? && key.is_request() {
+                swept.removed += 1;
+                closed.note(key, flow, twin);
+            }
         }
         // The table is nearly full: flows that are opening or closing give way, those first that have been silent longest.
         let surplus = swept.live.saturating_sub(self.capacity * CROWDED_PERCENT / 100);
@@ -172,14 +183,18 @@ impl Maps {
         }
         for (_, key, flow) in brief.into_iter().take(surplus) {
             let twin_key = key.twin(flow);
-            if self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, entries.get(&twin_key))? {
+            let twin = entries.get(&twin_key);
+            if self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, twin)? {
                 continue;
             }
-            self.remove_flow(key)?;
+            if self.remove_flow(key)? {
+                closed.note(key, flow, twin);
+            }
             self.remove_flow(&twin_key)?;
             swept.gave_way += 1;
         }
         swept.live -= swept.gave_way;
+        swept.closed = closed.events;
         Ok(swept)
     }
 
@@ -192,7 +207,7 @@ impl Maps {
         then.map_or(Ok(false), |then| self.has_moved(key, then))
     }
 
-    fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
+    pub(super) fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
         match self.flows.get(&array_of(key), 0) {
             Ok(flow) => Ok(Some(pod_read_unaligned(&flow))),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -200,17 +215,18 @@ impl Maps {
         }
     }
 
-    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> Result<(), DatapathError> {
+    /// Removes an entry. Returns whether it was there: the programs remove expired ones too.
+    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> Result<bool, DatapathError> {
         match self.flows.remove(&array_of(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // The datapath removes expired entries too.
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
             Err(error) => Err(failed("write", map::FLOWS)(error)),
         }
     }
 }
 
-pub(super) fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
+fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
     let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) / SECOND_NS;
     let reply_seen = twin.map_or(0, |twin| twin.seen);
     let class = timeout::class(key.protocol, flow.seen, reply_seen, now_ns.saturating_sub(flow.created_ns));
@@ -250,9 +266,43 @@ pub fn protocol_name(number: u8) -> String {
     }
 }
 
+/// Number of a protocol by the name that [`protocol_name`] gives it.
+pub fn number_of_protocol(name: &str) -> Option<u8> {
+    (0..=u8::MAX).find(|number| protocol_name(*number) == name)
+}
+
 /// The clock that the programs read (`bpf_ktime_get_coarse_ns`), so that both agree on what has expired.
 pub fn monotonic_ns() -> u64 {
+    static OFFSET_NS: LazyLock<i64> =
+        LazyLock::new(|| std::fs::read_to_string("/proc/self/timens_offsets").ok().as_deref().map_or(0, offset_ns));
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE) else { return 0 };
-    let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
-    seconds * SECOND_NS + u64::try_from(now.tv_nsec()).unwrap_or_default()
+    let here_ns = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+    u64::try_from(here_ns - *OFFSET_NS).unwrap_or_default()
+}
+
+/// How much further the clock is in this process's time namespace than the one that the programs read, which belong to none
+/// (time_namespaces(7)).
+fn offset_ns(offsets: &str) -> i64 {
+    let monotonic = offsets.lines().map(str::split_whitespace).find_map(|mut words| {
+        (words.next() == Some("monotonic")).then_some(())?;
+        Some((words.next()?.parse::<i64>().ok()?, words.next()?.parse::<i64>().ok()?))
+    });
+    monotonic.map_or(0, |(seconds, ns)| seconds * 1_000_000_000 + ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_namespace_is_seen_through() {
+        assert_eq!(
+            offset_ns("monotonic      100000         5\nboottime            7         0\n"),
+            100_000_000_000_005
+        );
+        assert_eq!(offset_ns("monotonic  -3 500000000\n"), -2_500_000_000);
+        assert_eq!(offset_ns("nonsense\n"), 0);
+        assert_eq!(number_of_protocol("ICMPv6"), Some(58));
+        assert_eq!(number_of_protocol("47"), Some(47));
+    }
 }

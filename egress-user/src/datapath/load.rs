@@ -57,7 +57,7 @@ impl Datapath {
             );
         }
         let fresh = entries.is_none();
-        Self::load_object(object, &pins, entries.unwrap_or(wanted), fresh).inspect_err(|_| {
+        Self::load_object(&object, &pins, entries.unwrap_or(wanted), fresh).inspect_err(|_| {
             if fresh {
                 let _ = pins.remove();
             }

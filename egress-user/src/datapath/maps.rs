@@ -6,13 +6,14 @@
 use std::collections::HashMap as Indices;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapFd, MapInfo, MapType, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapFd, MapInfo, MapType, PerCpuArray, RingBuf};
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
     self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map,
     source_index,
 };
+use egress_ebpf::event::{Budget, Filter, Logging, STREAMS, Stream};
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
 use super::flows::monotonic_ns;
@@ -30,7 +31,7 @@ pub(super) trait ByteArray: Pod {
 macro_rules! byte_arrays {
     ($($type:ty),+) => { $(impl ByteArray for $type { type Array = [u8; size_of::<$type>()]; })+ };
 }
-byte_arrays!(Addr, AddressKey, Config, Counter, Flow, FlowKey, RuleKey, RuleValue);
+byte_arrays!(Addr, AddressKey, Budget, Config, Counter, Filter, Flow, FlowKey, Logging, RuleKey, RuleValue);
 
 /// Every map that user space reads or writes.
 pub(super) struct Maps {
@@ -46,6 +47,9 @@ pub(super) struct Maps {
     pub(super) capacity: usize,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
     port_tries: PerCpuArray<MapData, u64>,
+    log: Array<MapData, Bytes<Logging>>,
+    pub(super) trace: Array<MapData, Bytes<Filter>>,
+    budgets: PerCpuArray<MapData, Bytes<Budget>>,
 }
 
 impl Maps {
@@ -70,6 +74,9 @@ impl Maps {
             flows: hash(pins, map::FLOWS)?,
             counters: per_cpu(pins, map::COUNTERS)?,
             port_tries: per_cpu(pins, map::PORT_TRIES)?,
+            log: array(pins, map::LOG)?,
+            trace: array(pins, map::TRACE)?,
+            budgets: per_cpu(pins, map::BUDGETS)?,
         })
     }
 
@@ -121,6 +128,26 @@ impl Maps {
                 Ok(values.iter().sum())
             })
             .collect()
+    }
+
+    /// What is told of flows and drops.
+    pub(super) fn logging(&self) -> Result<Logging, DatapathError> {
+        let bytes = self.log.get(&0, 0).map_err(failed("read", map::LOG))?;
+        Ok(pod_read_unaligned(&bytes))
+    }
+
+    /// Says what is.
+    pub(super) fn set_logging(&mut self, logging: Logging) -> Result<(), DatapathError> {
+        if self.logging()? == logging {
+            return Ok(());
+        }
+        self.log.set(0, array_of(&logging), 0).map_err(failed("write", map::LOG))
+    }
+
+    /// A stream's budget on each CPU.
+    pub(super) fn budgets(&self, stream: Stream) -> Result<Vec<Budget>, DatapathError> {
+        let budgets = self.budgets.get(&(stream as u32), 0).map_err(failed("read", map::BUDGETS))?;
+        Ok(budgets.iter().map(|bytes| pod_read_unaligned(bytes)).collect())
     }
 
     /// Puts tables in force: fills the generation that is not, then switches. Returns the generation that was in force, or
@@ -317,7 +344,7 @@ struct Shape {
     flags: u32,
 }
 
-fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
+fn expected(flow_entries: u32) -> [(&'static str, Shape); 14] {
     let shape = |map_type, key: usize, value: usize, entries| Shape {
         map_type,
         key: u32::try_from(key).unwrap_or(u32::MAX),
@@ -340,6 +367,11 @@ fn expected(flow_entries: u32) -> [(&'static str, Shape); 9] {
         ),
         (map::COUNTERS, shape(per_cpu, 4, size_of::<Counter>(), outcomes())),
         (map::PORT_TRIES, shape(per_cpu, 4, 8, contract::PORT_TRIES_BUCKETS)),
+        (map::LOG, shape(array, 4, size_of::<Logging>(), 1)),
+        (map::TRACE, shape(array, 4, size_of::<Filter>(), 1)),
+        (map::EVENTS, shape(MapType::RingBuf, 0, 0, contract::EVENTS_BYTES)),
+        (map::TRACED, shape(MapType::RingBuf, 0, 0, contract::TRACED_BYTES)),
+        (map::BUDGETS, shape(per_cpu, 4, size_of::<Budget>(), STREAMS)),
     ]
 }
 
@@ -370,6 +402,11 @@ fn hash<K: aya::Pod, V: aya::Pod>(pins: &PinDir, name: &'static str) -> Result<H
 
 fn per_cpu<V: aya::Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<MapData, V>, DatapathError> {
     PerCpuArray::try_from(Map::PerCpuArray(open(pins, name)?)).map_err(failed("open", name))
+}
+
+/// A ring buffer, mapped into this process.
+pub(super) fn ring_buffer(pins: &PinDir, name: &'static str) -> Result<RingBuf<MapData>, DatapathError> {
+    RingBuf::try_from(Map::RingBuf(open(pins, name)?)).map_err(failed("open", name))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::flows::protocol_name;
 use super::maps::{Maps, failed};
 use super::tables::rule_entries;
-use super::{Datapath, DatapathError, FlowEvent, FlowRow, Journal, PinDir, Settings, Swept, Tally, Use};
+use super::{Datapath, DatapathError, FlowRow, PinDir, Settings, Swept, Tally, Use};
 use crate::compile::RuleTable;
 
 /// A rule in force.
@@ -52,7 +52,7 @@ pub struct CounterRow {
 
 /// The maps of an installed datapath.
 pub struct Reader {
-    maps: Maps,
+    pub(super) maps: Maps,
 }
 
 impl Reader {
@@ -174,23 +174,14 @@ impl Reader {
 }
 
 impl Datapath {
-    /// What happened to flows since the journal was last shown the table.
-    ///
-    /// # Errors
-    ///
-    /// When the map cannot be read.
-    pub fn events(&self, journal: &mut Journal) -> Result<Vec<FlowEvent>, DatapathError> {
-        self.maps.events(journal)
-    }
-
     /// Removes expired flows, and those of addresses that the router no longer has. What all flows have counted goes to the
-    /// tally.
+    /// tally. With `find_stale`, the live ones are compared with the rules in force, too.
     ///
     /// # Errors
     ///
     /// When the map cannot be read or written.
-    pub fn sweep(&mut self, tally: &mut Tally) -> Result<Swept, DatapathError> {
-        self.maps.sweep(tally)
+    pub fn sweep(&mut self, tally: &mut Tally, find_stale: bool) -> Result<Swept, DatapathError> {
+        self.maps.sweep(tally, find_stale)
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use egress_ebpf::addr::Port;
-use egress_ebpf::contract::{Action, Flow, FlowKey, RuleKey, RuleValue};
+use egress_ebpf::contract::{Action, Direction, Flow, FlowKey, RuleKey, RuleValue};
+use egress_ebpf::event::Event;
 use egress_ebpf::timeout::protocol;
 
-use super::flows::{monotonic_ns, socket};
+use super::events::Closed;
+use super::flows::socket;
 use super::maps::Maps;
 use super::{Datapath, DatapathError};
 
@@ -26,56 +28,76 @@ pub struct Connection {
     pub destination: SocketAddr,
 }
 
-type Rules = HashMap<(u8, u8, Port), RuleValue>;
+/// Rules by family, protocol and port.
+pub(super) type Rules = HashMap<(u8, u8, Port), RuleValue>;
 
 impl Datapath {
-    /// The live flows that the rules in force would not send where they go.
-    ///
-    /// # Errors
-    ///
-    /// When a map cannot be read.
-    pub fn stale(&self) -> Result<Vec<Connection>, DatapathError> {
-        self.maps.stale()
-    }
-
-    /// Ends flows: their entries are removed. One that is gone already is what is wanted.
+    /// Ends flows: their entries are removed. One that is gone already is what is wanted. Returns what is to be logged of them.
     ///
     /// # Errors
     ///
     /// When the map cannot be written.
-    pub fn end(&mut self, connections: &[Connection]) -> Result<(), DatapathError> {
+    pub fn end(&mut self, connections: &[Connection]) -> Result<Vec<Event>, DatapathError> {
         self.maps.end(connections)
+    }
+
+    /// What would be logged if all flows ended now.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn all_closed(&self) -> Result<Vec<Event>, DatapathError> {
+        self.maps.all_closed()
     }
 }
 
 impl Maps {
-    fn stale(&self) -> Result<Vec<Connection>, DatapathError> {
-        let config = self.config()?;
+    pub(super) fn rules_by_port(&self) -> Result<Rules, DatapathError> {
         let id = |key: &RuleKey| (key.family, key.protocol, key.port);
-        let rules: Rules = self.rules()?.into_iter().map(|(key, value)| (id(&key), value)).collect();
-        let entries = self.entries()?;
-        let now_ns = monotonic_ns();
-        let live = entries.iter().filter(|(key, flow)| {
-            let twin = entries.get(&key.twin(flow));
-            key.is_request()
-                && !egress_ebpf::timeout::expired(key.protocol, flow, true, twin, &config.timeouts_s, now_ns)
-        });
-        Ok(live.filter(|(key, flow)| is_stale(&rules, key, flow)).map(|(key, flow)| connection(key, flow)).collect())
+        Ok(self.rules()?.into_iter().map(|(key, value)| (id(&key), value)).collect())
     }
 
-    fn end(&mut self, connections: &[Connection]) -> Result<(), DatapathError> {
-        let ends: std::collections::HashSet<&Connection> = connections.iter().collect();
-        for (key, flow) in self.entries()? {
-            if key.is_request() && ends.contains(&connection(&key, &flow)) {
-                self.remove_flow(&key)?;
-                self.remove_flow(&key.twin(&flow))?;
+    fn end(&mut self, connections: &[Connection]) -> Result<Vec<Event>, DatapathError> {
+        let mut closed = Closed::new(self.logging()?);
+        for one in connections {
+            let key = one.key();
+            let Some(flow) = self.flow(&key)?.filter(|flow| connection(&key, flow) == *one) else { continue };
+            let twin_key = key.twin(&flow);
+            let twin = self.flow(&twin_key)?;
+            if self.remove_flow(&key)? {
+                closed.note(&key, &flow, twin.as_ref());
             }
+            self.remove_flow(&twin_key)?;
         }
-        Ok(())
+        Ok(closed.events)
+    }
+
+    fn all_closed(&self) -> Result<Vec<Event>, DatapathError> {
+        let mut closed = Closed::new(self.logging()?);
+        let entries = self.entries()?;
+        for (key, flow) in entries.iter().filter(|(key, _)| key.is_request()) {
+            closed.note(key, flow, entries.get(&key.twin(flow)));
+        }
+        Ok(closed.events)
     }
 }
 
-fn is_stale(rules: &Rules, key: &FlowKey, flow: &Flow) -> bool {
+impl Connection {
+    /// Key of its requests' entry.
+    fn key(&self) -> FlowKey {
+        FlowKey {
+            src: self.client.ip().into(),
+            dst: self.router.ip().into(),
+            src_port: Port::new(self.client.port()),
+            dst_port: Port::new(self.router.port()),
+            protocol: self.protocol,
+            direction: Direction::Request as u8,
+            pad: [0; 2],
+        }
+    }
+}
+
+pub(super) fn is_stale(rules: &Rules, key: &FlowKey, flow: &Flow) -> bool {
     let family = if key.src.is_v4() { 4 } else { 6 };
     let has_rules = matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
     let named = if has_rules { rules.get(&(family, key.protocol, key.dst_port)) } else { None };
@@ -88,7 +110,7 @@ fn is_stale(rules: &Rules, key: &FlowKey, flow: &Flow) -> bool {
     }
 }
 
-fn connection(key: &FlowKey, flow: &Flow) -> Connection {
+pub(super) fn connection(key: &FlowKey, flow: &Flow) -> Connection {
     Connection {
         protocol: key.protocol,
         client: socket(key.src, key.src_port),

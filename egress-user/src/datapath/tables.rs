@@ -6,6 +6,7 @@ use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{
     Action, Config, MAX_RULES, RULE_FALLBACK, RuleValue, SOURCES_PER_SIDE, Side, Slice, config_flag,
 };
+use egress_ebpf::event::Logging;
 use egress_ebpf::timeout::{self, Class, protocol};
 
 use super::DatapathError;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub ephemeral_ports: (u16, u16),
     /// Idle timeouts in seconds, by class.
     pub timeouts_s: [u32; timeout::CLASSES],
+    /// What is told of flows and drops.
+    pub logging: Logging,
     /// Whether plain packets are sent past the kernel's stack. Without it the kernel forwards them all.
     pub redirect: bool,
 }
@@ -67,6 +70,7 @@ impl Default for Settings {
             local_ports: Vec::new(),
             ephemeral_ports: (32768, 60999),
             timeouts_s: timeout::defaults_s(),
+            logging: Logging::default(),
             redirect: true,
         }
     }
