@@ -20,6 +20,7 @@ mod fragments;
 mod healing;
 mod hooks;
 mod icmp;
+mod image;
 mod lab;
 mod lifecycle;
 mod live;

@@ -33,6 +33,11 @@ pub(crate) fn build(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The router's programs.
+pub(crate) fn datapath(toolchain: &Toolchain) -> Result<()> {
+    bpf_object(toolchain, &DATAPATH, &workspace::bpf_object())
+}
+
 /// Everything that running the router needs, in the debug profile.
 pub(crate) fn everything() -> Result<()> {
     let toolchain = setup::ensure()?;

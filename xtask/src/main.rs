@@ -11,6 +11,7 @@ mod check;
 mod debian;
 #[cfg(test)]
 mod documents;
+mod image;
 mod kernels;
 mod progress;
 mod prometheus;
@@ -38,6 +39,8 @@ enum Verb {
     Setup(setup::Args),
     /// Build the BPF object and the `egress-router` binary
     Build(build::Args),
+    /// Assemble the root of the container image: one static binary
+    Image(image::Args),
     /// Run the router in a lab of network namespaces, under traffic, and show what happens
     Run(run::Args),
     /// Run the tests: one layer of them, or all
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Setup(args) => setup::setup(&args),
         Verb::Build(args) => build::build(&args),
+        Verb::Image(args) => image::image(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build, kernels, prometheus, setup, workspace};
+use crate::{build, image, kernels, prometheus, setup, workspace};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -32,6 +32,8 @@ enum Layer {
     Netns,
     /// The API against recorded answers of real API servers, with kubectl and kube-rs, and under load
     Api,
+    /// The container image's root, built and run; not part of "all"
+    Image,
     /// The programs and the tests on older kernels, emulated; not part of "all"
     Kernels,
 }
@@ -53,6 +55,7 @@ impl Layer {
             Self::Differential => "differential",
             Self::Netns => "netns",
             Self::Api => "api",
+            Self::Image => "image",
             Self::Kernels => "kernels",
         }
     }
@@ -65,10 +68,17 @@ impl Layer {
             Self::Differential => &["--package", "egress-lab", "--test", "differential"],
             Self::Netns => &["--package", "egress-lab", "--test", "netns"],
             Self::Api => &["--package", "egress-lab", "--test", "api"],
+            Self::Image => {
+                image::assemble(true)?;
+                &["--package", "egress-lab", "--test", "netns"]
+            }
             Self::Kernels => return kernels::test(extra),
         };
         let mut cargo = workspace::host_cargo();
         cargo.args(["test", "--locked"]).args(tests).arg("--").args(extra);
+        if self == Self::Image {
+            cargo.args(["--ignored", "image"]);
+        }
         if self == Self::Api {
             cargo.env("EGRESS_KUBECTL", setup::ensure_kubectl()?);
         }

@@ -7,6 +7,7 @@ mod line;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use egress_ebpf::event::{Budget, Event, MAX_RATE};
 use egress_ebpf::timeout::SECOND_NS;
 use jiff::Timestamp;
+use nix::libc;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{MissedTickBehavior, interval};
@@ -230,7 +232,9 @@ impl Writer {
             serde_json::to_writer(&mut text, line)?;
             text.push(b'\n');
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(&self.file)?;
+        // A named pipe that nobody reads would hold this up, and with it the agent's end.
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&self.file)?;
         let before = file.metadata()?.len();
         // A disk that is full takes a part of a line: whoever reads is not to meet it.
         file.write_all(&text).inspect_err(|_full| {
@@ -288,6 +292,16 @@ mod tests {
         let told: Vec<_> =
             lines(&file).iter().map(|line| (line["reason"].clone(), line["events"].as_u64().unwrap())).collect();
         assert_eq!(told, [("rate".into(), 10), ("file".into(), 50)], "five seconds' worth may come at once");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flows");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut writer = writer(&file, 10);
+        writer.closed(&[closed()]);
+        assert_eq!(writer.lost.unwritten.load(Ordering::Relaxed), 1);
     }
 
     /// A full device takes some bytes of a line, and no more.
