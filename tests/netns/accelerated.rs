@@ -126,6 +126,28 @@ fn a_device_that_is_not_for_xdp_is_refused_with_the_reason() {
 }
 
 #[test]
+fn large_frames_do_not_keep_xdp_off() {
+    // Between links of different sizes, what does not fit the other one is the kernel's to answer or to cut.
+    for uplink_mtu in [9000, 1500] {
+        let options = Options { offloads: false, cluster_mtu: 9000, uplink_mtu, ..Options::default() };
+        let mut rig = Rig::given(&options, &spec(), &["--hook", "xdp"]);
+        rig.detector = Detector::watch(&rig.outside, OUTSIDE_INTERFACE, SNAT.both(), false).unwrap();
+        set_offload(&rig.client, "c0", "gro", true).unwrap();
+        set_offload(&rig.outside, OUTSIDE_INTERFACE, "gro", true).unwrap();
+        rig.router.start().unwrap();
+        assert_eq!(programs(&rig).len(), 2);
+        for family in Family::ALL {
+            let _tcp = rig.tcp_server(at(SERVER_1, family, 8080));
+            let before = taken(&rig);
+            let from = at(client(0), family, 0);
+            let sent = tcp::bulk(&rig.client, from, router(family, 80), 8 << 20, TIMEOUT).result.unwrap();
+            assert!(sent.is_intact(), "{sent:?}");
+            assert!(taken(&rig).iter().zip(before).all(|(after, before)| *after > before), "{family}");
+        }
+    }
+}
+
+#[test]
 fn by_default_there_is_no_xdp_on_a_veth() {
     let rig = rig(true, "auto");
     rig.router.apply().unwrap();

@@ -36,7 +36,7 @@ pub(super) struct Device {
 
 /// `NETDEV_A_DEV_XDP_FEATURES`; nothing on kernels before 6.3, which do not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Features(u64);
+pub(super) struct Features(pub(super) u64);
 
 impl Features {
     /// `NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_REDIRECT`.

@@ -221,3 +221,45 @@ pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a 
     let Some(program) = ebpf.program_mut(name) else { return Err(missing) };
     program.try_into().map_err(|_wrong_type| missing)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::device::Features;
+
+    fn device(kind: Option<&str>, features: u64, programs: &[u32]) -> Device {
+        let kind = kind.map(str::to_owned);
+        Device { name: "net1".to_owned(), kind, programs: programs.to_vec(), features: Features(features) }
+    }
+
+    /// What a driver says that does all that is needed.
+    const ALL: u64 = 0b111;
+
+    #[test]
+    fn a_device_is_for_xdp_if_its_driver_runs_programs_and_sends_what_they_redirect() {
+        let hardware = device(None, ALL, &[]);
+        assert_eq!(fault(&hardware, Hook::Auto, false), None);
+        assert_eq!(fault(&hardware, Hook::Xdp, false), None);
+        for (features, reason) in [(0, "runs no native"), (0b001, "runs no native"), (0b011, "sends no redirected")] {
+            for how in [Hook::Auto, Hook::Xdp] {
+                let said = fault(&device(None, features, &[]), how, false).unwrap();
+                assert!(said.contains(reason), "{features:b}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_veth_gets_xdp_only_where_it_is_asked_for() {
+        let veth = device(Some("veth"), ALL, &[]);
+        assert!(fault(&veth, Hook::Auto, false).unwrap().contains("--hook xdp"));
+        assert_eq!(fault(&veth, Hook::Xdp, false), None);
+        assert!(fault(&device(Some("veth"), 0b011, &[]), Hook::Xdp, false).unwrap().contains("GRO"));
+    }
+
+    #[test]
+    fn anothers_program_is_left_alone() {
+        let taken = device(None, ALL, &[7]);
+        assert!(fault(&taken, Hook::Auto, false).unwrap().contains("another XDP program"));
+        assert_eq!(fault(&taken, Hook::Xdp, true), None);
+    }
+}
