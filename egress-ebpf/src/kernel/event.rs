@@ -13,6 +13,7 @@ use egress_ebpf::event::{Budget, Event, Kind, Logging, Outcome, TRANSLATION, TUP
 use egress_ebpf::timeout::SECOND_NS;
 use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 
+use super::established::Frame as _;
 use super::maps::{BUDGETS, EVENTS, LOG, TRACE, TRACED, Work};
 use super::packet::Packet;
 use super::request::ether_type;

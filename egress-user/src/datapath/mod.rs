@@ -14,6 +14,7 @@
 mod attach;
 mod batch;
 mod clsact;
+mod device;
 mod error;
 mod events;
 mod flows;
@@ -29,13 +30,14 @@ mod tally;
 mod test_run;
 mod trace;
 mod verified;
+mod xdp;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
 pub use events::{Events, LoggingRow, Untold, Watched, arrived, rule_of, translated};
 pub use flows::{FlowRow, Swept, monotonic_ns, number_of_protocol, protocol_name};
 pub use live::{Traced, Tracer};
-pub use load::{Datapath, Installed, Suspended};
+pub use load::{Datapath, Installed, ProgramRow, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use stale::Connection;
