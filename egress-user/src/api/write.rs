@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::form::versioned;
 use super::managed::{self, Endpoint, Writer};
 use super::negotiate::PatchType;
 use super::object::{self, FieldValidation, Oddities};
 use super::options::WriteOptions;
 use super::patch;
+use super::resource::Resource;
 use super::status::{Cause, Refusal};
 use super::store::{Key, Store, Stored, Target, Write, WriteError};
 use super::{meta, yaml};
@@ -30,9 +30,9 @@ pub(super) struct Written {
 }
 
 /// The refusal of a write that the store did not do.
-pub(super) fn refuse_write(name: &str, error: WriteError) -> Refusal {
+pub(super) fn refuse_write(resource: Resource, name: &str, error: WriteError) -> Refusal {
     match error {
-        WriteError::Stale => Refusal::modified(name),
+        WriteError::Stale => Refusal::modified(resource, name),
         WriteError::TooLarge => Refusal::internal("etcdserver: request is too large"),
         WriteError::Busy => Refusal::too_many_requests(),
         WriteError::Disk(what) => Refusal::internal(what),
@@ -58,7 +58,7 @@ impl Namespaces {
             Self::Implicit => super::names::is_label(name),
             Self::Only(names) => names.iter().any(|one| one == name),
         };
-        if exists { Ok(()) } else { Err(Refusal::namespace_not_found(name)) }
+        if exists { Ok(()) } else { Err(Refusal::not_found(Resource::Namespaces, name)) }
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Place<'a> {
 }
 
 /// Checks the namespace in a body against the path's, and fills it in.
-fn place(object: &mut Value, namespace: &str) -> Result<(), Refusal> {
+pub(super) fn place(object: &mut Value, namespace: &str) -> Result<(), Refusal> {
     let given = meta::text(object, "namespace");
     if !given.is_empty() && given != namespace {
         let what = "the namespace of the provided object does not match the namespace sent on the request";
@@ -85,7 +85,7 @@ fn place(object: &mut Value, namespace: &str) -> Result<(), Refusal> {
 }
 
 /// Checks the name in a body against the path's.
-fn check_name(object: &Value, name: &str) -> Result<(), Refusal> {
+pub(super) fn check_name(object: &Value, name: &str) -> Result<(), Refusal> {
     match meta::text(object, "name") {
         "" => {
             let what =
@@ -161,18 +161,20 @@ async fn store_new(
     }
     let write = Write { key, based_on: None, to: Target::Object(object) };
     match target.store.write(write).await {
-        Ok(stored) => Ok(Written { code: 201, object: versioned(&stored), warnings }),
-        Err(WriteError::Stale) => Err(Refusal::already_exists(&name, false).with_warnings(&warnings)),
-        Err(error) => Err(refuse_write(&name, error).with_warnings(&warnings)),
+        Ok(stored) => Ok(Written { code: 201, object: stored.versioned(), warnings }),
+        Err(WriteError::Stale) => {
+            Err(Refusal::already_exists(Resource::Routers, &name, false).with_warnings(&warnings))
+        }
+        Err(error) => Err(refuse_write(Resource::Routers, &name, error).with_warnings(&warnings)),
     }
 }
 
 fn exists(name: &str, existing: &Stored) -> Refusal {
-    Refusal::already_exists(name, meta::get(&existing.value, "deletionTimestamp").is_some())
+    Refusal::already_exists(Resource::Routers, name, meta::get(&existing.value, "deletionTimestamp").is_some())
 }
 
 /// A name of a prefix and five characters that are not easily mixed up.
-fn generated(prefix: &str) -> String {
+pub(super) fn generated(prefix: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let cut = prefix.char_indices().nth(PREFIX).map_or(prefix.len(), |(at, _)| at);
     let random = uuid::Uuid::new_v4();
@@ -208,10 +210,10 @@ pub(super) async fn update(
             target.namespace,
             meta::text(&live.value, "uid")
         );
-        return Err(Refusal::conflict(super::PLURAL, name, &what));
+        return Err(Refusal::conflict(Resource::Routers, super::PLURAL, name, &what));
     }
     let write = Replacement { target, name, endpoint, options, warnings };
-    write.finish(&live, object, Noting::Update).await?.ok_or_else(|| Refusal::modified(name))
+    write.finish(&live, object, Noting::Update).await?.ok_or_else(|| Refusal::modified(Resource::Routers, name))
 }
 
 /// Changes an object, or its status, by a patch.
@@ -234,7 +236,7 @@ pub(super) async fn patch(
             }
             Err(refusal) => return Err(refusal),
         };
-        let before = versioned(&live);
+        let before = live.versioned();
         let (object, warnings, noting) = match ty {
             PatchType::Apply => {
                 let (config, warnings) = read_config(body, options.validation)?;
@@ -250,12 +252,12 @@ pub(super) async fn patch(
             return Ok(written);
         }
     }
-    Err(Refusal::modified(name))
+    Err(Refusal::modified(Resource::Routers, name))
 }
 
 fn find(target: Place<'_>, name: &str) -> Result<Stored, Refusal> {
     let key = Key::new(target.namespace, name);
-    target.store.state().get(&key).cloned().ok_or_else(|| Refusal::not_found(name))
+    target.store.state().get(&key).cloned().ok_or_else(|| Refusal::not_found(Resource::Routers, name))
 }
 
 /// The object after a patch, read again as a body is.
@@ -363,7 +365,7 @@ async fn apply_new(target: Place<'_>, name: &str, body: &[u8], options: &WriteOp
     let uid = meta::text(&object, "uid");
     if !uid.is_empty() {
         let what = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
-        return Err(Refusal::conflict(super::PLURAL, name, &what));
+        return Err(Refusal::conflict(Resource::Routers, super::PLURAL, name, &what));
     }
     target.namespaces.check(target.namespace)?;
     warnings.extend(meta::fold_owners(&mut object));
@@ -416,7 +418,7 @@ impl Replacement<'_> {
         noting: Noting,
         mut warnings: Vec<String>,
     ) -> Result<Option<Written>, Refusal> {
-        let before = versioned(live);
+        let before = live.versioned();
         warnings.extend(meta::fold_owners(&mut object));
         if noting == Noting::Update {
             let now = meta::now();
@@ -458,9 +460,9 @@ impl Replacement<'_> {
         match self.target.store.write(Write { key, based_on: Some(live.version), to }).await {
             // What is gone is shown as it was stored last.
             Ok(_) if ends => Ok(Some(Written { code: 200, object, warnings })),
-            Ok(stored) => Ok(Some(Written { code: 200, object: versioned(&stored), warnings })),
+            Ok(stored) => Ok(Some(Written { code: 200, object: stored.versioned(), warnings })),
             Err(WriteError::Stale) => Ok(None),
-            Err(error) => Err(refuse_write(self.name, error)),
+            Err(error) => Err(refuse_write(Resource::Routers, self.name, error)),
         }
     }
 
@@ -474,7 +476,7 @@ impl Replacement<'_> {
                 let cause = Cause::invalid("metadata.resourceVersion", &0.into(), what);
                 Err(Refusal::invalid(super::PLURAL, self.name, &[cause]))
             }
-            Ok(version) if version != live.version => Err(Refusal::modified(self.name)),
+            Ok(version) if version != live.version => Err(Refusal::modified(Resource::Routers, self.name)),
             Ok(_) => Ok(()),
         }
     }

@@ -10,14 +10,16 @@ mod disk;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
 use self::disk::{Writer, load};
+use super::{json, meta};
 
 /// Writes that may wait; more are turned away.
 const QUEUE: usize = 4096;
@@ -119,6 +121,25 @@ pub(super) struct Stored {
     pub(super) version: u64,
     /// The object.
     pub(super) value: Arc<Value>,
+    text: Arc<OnceLock<Bytes>>,
+}
+
+impl Stored {
+    pub(super) fn new(version: u64, value: Arc<Value>) -> Self {
+        Self { version, value, text: Arc::default() }
+    }
+
+    /// The object with its version in it.
+    pub(super) fn versioned(&self) -> Value {
+        let mut object = (*self.value).clone();
+        meta::set(&mut object, "resourceVersion", Some(self.version.to_string().into()));
+        object
+    }
+
+    /// The same as JSON, on one line without its end. It is written once, for all who ask: reads, lists and watches.
+    pub(super) fn text(&self) -> Bytes {
+        self.text.get_or_init(|| json::compact(&self.versioned()).into()).clone()
+    }
 }
 
 /// One change.
@@ -130,10 +151,10 @@ pub(super) struct Change {
     pub(super) key: Key,
     /// The object before, if it was there.
     pub(super) before: Option<Stored>,
-    /// The object after, if it still is. A deleted one is last seen in `last`.
+    /// The object after, if it still is.
     pub(super) after: Option<Stored>,
-    /// For a deletion: the object's last state.
-    pub(super) last: Option<Arc<Value>>,
+    /// For a deletion: the object's last state, with the version of the deletion.
+    pub(super) last: Option<Stored>,
     at: u64,
 }
 
@@ -254,15 +275,15 @@ struct Job {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes a new one there. Changes are kept for `window`.
+    /// Opens the store in a file, or makes a new one there. Changes are kept for `window`.
     ///
     /// # Errors
     /// When the disk refuses, another process has it open, or it is damaged.
-    pub(super) fn open(directory: &Path, window: Duration) -> Result<Self, StoreError> {
+    pub(super) fn open(file: &Path, window: Duration) -> Result<Self, StoreError> {
+        let directory = file.parent().unwrap_or(file);
         let made = std::fs::create_dir_all(directory);
         made.map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
-        let path = directory.join("egressrouters.redb");
-        let (database, state) = load(&path)?;
+        let (database, state) = load(file)?;
         let state = Arc::new(RwLock::new(state));
         let (queue, jobs) = sync_channel(QUEUE);
         let (announce, newest) = watch::channel(read(&state).newest);
@@ -316,7 +337,8 @@ mod tests {
     async fn keeps_what_it_answered() {
         let directory = tempfile::tempdir().unwrap();
         let window = Duration::from_secs(300);
-        let store = Store::open(directory.path(), window).unwrap();
+        let file = directory.path().join("objects.redb");
+        let store = Store::open(&file, window).unwrap();
         let a = store.write(write("a", None, 1)).await.unwrap();
         assert_eq!(a.version, FIRST + 1);
         assert!(matches!(store.write(write("a", None, 2)).await, Err(WriteError::Stale)));
@@ -330,7 +352,7 @@ mod tests {
         // The writer lets go of the file when it has seen the end of the queue.
         let begun = std::time::Instant::now();
         let store = loop {
-            match Store::open(directory.path(), window) {
+            match Store::open(&file, window) {
                 Ok(store) => break store,
                 Err(error) => assert!(begun.elapsed() < Duration::from_secs(10), "{error}"),
             }
@@ -348,7 +370,7 @@ mod tests {
     #[tokio::test]
     async fn forgets_what_is_old() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path(), Duration::ZERO).unwrap();
+        let store = Store::open(&directory.path().join("objects.redb"), Duration::ZERO).unwrap();
         let mut version = None;
         for value in 0..3 {
             version = Some(store.write(write("a", version, value)).await.unwrap().version);

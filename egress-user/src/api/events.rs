@@ -1,0 +1,490 @@
+//! Events: what happened to routers, told by their agents.
+//!
+//! They are kept in the core group's words, whatever group they came by, and apart from the routers, whose versions they
+//! do not use up. An event that nobody writes again goes after an hour; and there are never more than [`MAX`] of them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::time::{Instant, interval};
+
+use super::delete::delete;
+use super::json::kind;
+use super::meta;
+use super::negotiate::{BodyType, PatchType};
+use super::options::{DeleteOptions, WriteOptions};
+use super::resource::Resource;
+use super::status::{Cause, Refusal};
+use super::store::{Key, Store, Stored, Target, Write, WriteError};
+use super::write::{ATTEMPTS, Namespaces, check_name, generated, place, refuse_write};
+use super::{json, patch, yaml};
+
+/// The group besides the core group that events belong to.
+pub(super) const GROUP: &str = "events.k8s.io";
+/// With its version.
+pub(super) const API_VERSION: &str = "events.k8s.io/v1";
+/// One of them.
+pub(super) const KIND: &str = "Event";
+
+/// So many are kept; the one that was written the longest ago makes room.
+const MAX: usize = 10_000;
+/// Bytes of one event's message, as in the original.
+const MAX_MESSAGE: usize = 1024;
+/// Bytes of its shorter texts, as in the original.
+const MAX_WORD: usize = 128;
+
+/// Fields in the core group's words, in those of the own group, and their type.
+const FIELDS: [(&str, &str, Ty); 15] = [
+    ("involvedObject", "regarding", Ty::Object),
+    ("related", "related", Ty::Object),
+    ("source", "deprecatedSource", Ty::Object),
+    ("series", "series", Ty::Object),
+    ("reason", "reason", Ty::Text),
+    ("message", "note", Ty::Text),
+    ("type", "type", Ty::Text),
+    ("action", "action", Ty::Text),
+    ("reportingComponent", "reportingController", Ty::Text),
+    ("reportingInstance", "reportingInstance", Ty::Text),
+    ("eventTime", "eventTime", Ty::Text),
+    ("firstTimestamp", "deprecatedFirstTimestamp", Ty::Text),
+    ("lastTimestamp", "deprecatedLastTimestamp", Ty::Text),
+    ("count", "deprecatedCount", Ty::Number),
+    ("metadata", "metadata", Ty::Object),
+];
+
+/// What a field holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ty {
+    Object,
+    Text,
+    Number,
+}
+
+impl Ty {
+    fn fits(self, value: &Value) -> bool {
+        match self {
+            Self::Object => value.is_object(),
+            Self::Text => value.is_string(),
+            Self::Number => value.is_i64(),
+        }
+    }
+}
+
+/// Fields that a selector can name: in the core group's words, in those of the own group, and the place in the object.
+const SELECTABLE: [(&str, &str, &str); 11] = [
+    ("involvedObject.kind", "regarding.kind", "/involvedObject/kind"),
+    ("involvedObject.namespace", "regarding.namespace", "/involvedObject/namespace"),
+    ("involvedObject.name", "regarding.name", "/involvedObject/name"),
+    ("involvedObject.uid", "regarding.uid", "/involvedObject/uid"),
+    ("involvedObject.apiVersion", "regarding.apiVersion", "/involvedObject/apiVersion"),
+    ("involvedObject.resourceVersion", "regarding.resourceVersion", "/involvedObject/resourceVersion"),
+    ("involvedObject.fieldPath", "regarding.fieldPath", "/involvedObject/fieldPath"),
+    ("reason", "reason", "/reason"),
+    ("reportingComponent", "reportingController", "/reportingComponent"),
+    ("source", "source", "/reportingComponent"),
+    ("type", "type", "/type"),
+];
+
+/// Where the field of a selector is.
+pub(super) fn selectable(resource: Resource, field: &str) -> Option<&'static str> {
+    let named =
+        SELECTABLE.iter().find(|(core, own, _)| field == if resource == Resource::Events { *own } else { *core });
+    named.map(|(.., place)| *place)
+}
+
+/// An event in the words of its own group.
+pub(super) fn in_own_words(event: Value) -> Value {
+    let Value::Object(mut fields) = event else { return event };
+    let mut renamed: Map<String, Value> =
+        FIELDS.iter().filter_map(|(core, own, _)| Some(((*own).to_owned(), fields.remove(*core)?))).collect();
+    renamed.insert("kind".to_owned(), KIND.into());
+    renamed.insert("apiVersion".to_owned(), API_VERSION.into());
+    Value::Object(renamed)
+}
+
+/// Name, description and priority of a table's columns.
+pub(super) const COLUMNS: [(&str, &str, u8); 10] = [
+    ("Last Seen", "Time of the latest occurrence", 0),
+    ("Type", "Normal or Warning", 0),
+    ("Reason", "Why it happened, in one word", 0),
+    ("Object", "The object that it is about", 0),
+    ("Subobject", "The part of the object that it is about", 1),
+    ("Source", "Who tells", 1),
+    ("Message", "What happened", 0),
+    ("First Seen", "Time of the first occurrence", 1),
+    ("Count", "How often it happened", 1),
+    ("Name", "Name of the event", 1),
+];
+
+/// The cells of an event's row.
+pub(super) fn cells(event: &Value) -> Vec<Value> {
+    let at = |place: &str| event.pointer(place).and_then(Value::as_str).unwrap_or_default();
+    let first_of = |places: &[&str]| places.iter().map(|place| at(place)).find(|text| !text.is_empty()).unwrap_or("");
+    let ago = |time: &str| {
+        let seconds = time.parse::<jiff::Timestamp>().map(|time| jiff::Timestamp::now().as_second() - time.as_second());
+        seconds.map_or_else(|_never| "<unknown>".to_owned(), |seconds| duration(u64::try_from(seconds).unwrap_or(0)))
+    };
+    let last = first_of(&["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/firstTimestamp"]);
+    let first = first_of(&["/firstTimestamp", "/eventTime"]);
+    let object = format!("{}/{}", at("/involvedObject/kind").to_lowercase(), at("/involvedObject/name"));
+    let count = event.pointer("/series/count").or_else(|| event.get("count")).cloned().unwrap_or_else(|| 1.into());
+    vec![
+        ago(last).into(),
+        at("/type").into(),
+        at("/reason").into(),
+        object.into(),
+        at("/involvedObject/fieldPath").into(),
+        first_of(&["/source/component", "/reportingComponent"]).into(),
+        at("/message").into(),
+        ago(first).into(),
+        count,
+        meta::text(event, "name").into(),
+    ]
+}
+
+/// A duration for people, in two units at most, as kubectl shows it.
+fn duration(seconds: u64) -> String {
+    let with = |large: u64, unit: &str, small: u64, small_unit: &str| match small {
+        0 => format!("{large}{unit}"),
+        small => format!("{large}{unit}{small}{small_unit}"),
+    };
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => with(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => with(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => with(days, "d", hours % 24, "h"),
+        _ => format!("{days}d"),
+    }
+}
+
+/// The events of a server.
+#[derive(Clone, Copy)]
+pub(super) struct Events<'a> {
+    /// Where they are kept.
+    pub(super) store: &'a Store,
+    /// Which namespaces there are.
+    pub(super) namespaces: &'a Namespaces,
+    /// The namespace.
+    pub(super) namespace: &'a str,
+    /// In whose words.
+    pub(super) resource: Resource,
+}
+
+impl Events<'_> {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// What the event, or the store, has against it.
+    pub(super) async fn create(self, body: &[u8], ty: BodyType, options: &WriteOptions) -> Result<Value, Refusal> {
+        let mut event = self.read(decoded(body, ty)?)?;
+        place(&mut event, self.namespace)?;
+        self.namespaces.check(self.namespace)?;
+        let prefix = meta::text(&event, "generateName").to_owned();
+        if meta::text(&event, "name").is_empty() && !prefix.is_empty() {
+            meta::set(&mut event, "name", Some(generated(&prefix).into()));
+        }
+        self.check(&event)?;
+        meta::set(&mut event, "uid", Some(uuid::Uuid::new_v4().to_string().into()));
+        meta::set(&mut event, "creationTimestamp", Some(meta::now().into()));
+        meta::set(&mut event, "resourceVersion", None);
+        let name = meta::text(&event, "name").to_owned();
+        let key = Key::new(self.namespace, &name);
+        if self.store.state().get(&key).is_some() {
+            return Err(Refusal::already_exists(self.resource, &name, false));
+        }
+        if options.dry_run {
+            return Ok(self.words(event));
+        }
+        self.make_room().await;
+        match self.store.write(Write { key, based_on: None, to: Target::Object(event) }).await {
+            Ok(stored) => Ok(self.resource.shown(&stored)),
+            Err(WriteError::Stale) => Err(Refusal::already_exists(self.resource, &name, false)),
+            Err(error) => Err(refuse_write(self.resource, &name, error)),
+        }
+    }
+
+    /// Replaces one.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and 404 or 409.
+    pub(super) async fn update(
+        self,
+        name: &str,
+        body: &[u8],
+        ty: BodyType,
+        options: &WriteOptions,
+    ) -> Result<Value, Refusal> {
+        let event = decoded(body, ty)?;
+        let live = self.find(name)?;
+        let written = self.replace(name, &live, event, options).await?;
+        written.ok_or_else(|| Refusal::modified(self.resource, name))
+    }
+
+    /// Patches one.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update), and 415 for an apply.
+    pub(super) async fn patch(
+        self,
+        name: &str,
+        ty: PatchType,
+        body: &[u8],
+        options: &WriteOptions,
+    ) -> Result<Value, Refusal> {
+        for _ in 0..ATTEMPTS {
+            let live = self.find(name)?;
+            let before = self.resource.shown(&live);
+            let (event, _) = match ty {
+                PatchType::Json => patch::json_patch(&before, body)?,
+                PatchType::Merge => patch::merge_patch(&before, body)?,
+                PatchType::Apply => {
+                    let taken = "application/json-patch+json, application/merge-patch+json";
+                    return Err(Refusal::unsupported_media_type(taken));
+                }
+            };
+            if let Some(written) = self.replace(name, &live, event, options).await? {
+                return Ok(written);
+            }
+        }
+        Err(Refusal::modified(self.resource, name))
+    }
+
+    /// Stores another event in the place of a live one; none if a write came between.
+    async fn replace(
+        self,
+        name: &str,
+        live: &Stored,
+        event: Value,
+        options: &WriteOptions,
+    ) -> Result<Option<Value>, Refusal> {
+        let mut event = self.read(event)?;
+        check_name(&event, name)?;
+        place(&mut event, self.namespace)?;
+        let based_on = meta::text(&event, "resourceVersion");
+        if !based_on.is_empty() && based_on != live.version.to_string() {
+            return Err(Refusal::modified(self.resource, name));
+        }
+        for field in ["uid", "creationTimestamp"] {
+            meta::set(&mut event, field, meta::get(&live.value, field).cloned());
+        }
+        meta::set(&mut event, "resourceVersion", None);
+        self.check(&event)?;
+        if options.dry_run {
+            return Ok(Some(self.words(event)));
+        }
+        let key = Key::new(self.namespace, name);
+        match self.store.write(Write { key, based_on: Some(live.version), to: Target::Object(event) }).await {
+            Ok(stored) => Ok(Some(self.resource.shown(&stored))),
+            Err(WriteError::Stale) => Ok(None),
+            Err(error) => Err(refuse_write(self.resource, name, error)),
+        }
+    }
+
+    fn find(self, name: &str) -> Result<Stored, Refusal> {
+        let found = self.store.state().get(&Key::new(self.namespace, name)).cloned();
+        found.ok_or_else(|| Refusal::not_found(self.resource, name))
+    }
+
+    fn words(self, event: Value) -> Value {
+        if self.resource == Resource::Events { in_own_words(event) } else { event }
+    }
+
+    /// An event of a request, in the core group's words. Unknown fields are left out.
+    fn read(self, event: Value) -> Result<Value, Refusal> {
+        let Value::Object(mut given) = event else {
+            return Err(Refusal::bad_request(format!("an Event is an object, not a {}", kind(&event))));
+        };
+        let text = |name: &str| given.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (version, kind_given) = (text("apiVersion"), text("kind"));
+        let version_fits = version == self.resource.api_version() || version.is_empty();
+        if !version_fits || !matches!(kind_given, KIND | "") {
+            let what = format!(
+                "{kind_given} in version {version:?} cannot be handled as a {KIND} of {:?}",
+                self.resource.api_version()
+            );
+            return Err(Refusal::bad_request(what));
+        }
+        let mut fields = Map::new();
+        for (core, own, ty) in FIELDS {
+            let name = if self.resource == Resource::Events { own } else { core };
+            match given.remove(name) {
+                None | Some(Value::Null) => {}
+                Some(value) if ty.fits(&value) => {
+                    fields.insert(core.to_owned(), value);
+                }
+                Some(other) => {
+                    let what = format!("json: cannot unmarshal {} into Go struct field Event.{name}", kind(&other));
+                    return Err(Refusal::bad_request(what));
+                }
+            }
+        }
+        fields.insert("kind".to_owned(), KIND.into());
+        fields.insert("apiVersion".to_owned(), super::VERSION.into());
+        let mut event = Value::Object(fields);
+        meta::normalize(&mut event, &mut Vec::new()).map_err(Refusal::bad_request)?;
+        meta::set(&mut event, "managedFields", None);
+        Ok(event)
+    }
+
+    /// Whether an event may be stored.
+    fn check(self, event: &Value) -> Result<(), Refusal> {
+        let mut causes = meta::check(event);
+        let text = |place: &str| event.pointer(place).and_then(Value::as_str).unwrap_or_default();
+        let about = text("/involvedObject/namespace");
+        if about != self.namespace {
+            let what = "does not match event.namespace";
+            causes.push(Cause::invalid("involvedObject.namespace", &about.into(), what));
+        }
+        if text("/message").len() > MAX_MESSAGE {
+            causes.push(Cause::too_long("message", MAX_MESSAGE));
+        }
+        for word in ["reason", "action", "reportingComponent", "reportingInstance", "type"] {
+            if text(&format!("/{word}")).len() > MAX_WORD {
+                causes.push(Cause::too_long(word, MAX_WORD));
+            }
+        }
+        // Events of the newer kind say when, why and who.
+        if !text("/eventTime").is_empty() {
+            for word in ["reason", "action", "reportingComponent", "reportingInstance"] {
+                if text(&format!("/{word}")).is_empty() {
+                    causes.push(Cause::required(word, ""));
+                }
+            }
+            if !matches!(text("/type"), "Normal" | "Warning") {
+                causes.push(Cause::invalid("type", &text("/type").into(), "has invalid value"));
+            }
+        }
+        let name = meta::text(event, "name");
+        if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid_event(self.resource, name, &causes)) }
+    }
+
+    /// Lets the oldest go where there are too many.
+    async fn make_room(self) {
+        let oldest = {
+            let state = self.store.state();
+            let all = state.objects(None);
+            if state.len() < MAX {
+                None
+            } else {
+                all.min_by_key(|(_, stored)| stored.version).map(|(key, _)| key.clone())
+            }
+        };
+        if let Some(key) = oldest {
+            // Somebody else may have been faster.
+            let _gone = delete(self.store, Resource::CoreEvents, &key, &DeleteOptions::default()).await;
+        }
+    }
+}
+
+fn decoded(body: &[u8], ty: BodyType) -> Result<Value, Refusal> {
+    let value = match ty {
+        BodyType::Json => json::decode(body).map(|decoded| decoded.value),
+        BodyType::Yaml => yaml::decode(body).map(|decoded| decoded.value),
+    };
+    value.map_err(|what| Refusal::bad_request(format!("couldn't get version/kind; json parse error: {what}")))
+}
+
+/// How long events are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lifetime {
+    /// For so long after an event was written last, or after the server began.
+    pub(super) ttl: Duration,
+    /// How often the old ones are looked for.
+    pub(super) sweep: Duration,
+}
+
+/// As long as in the original.
+pub(super) const LIFETIME: Lifetime = Lifetime { ttl: Duration::from_secs(3600), sweep: Duration::from_secs(60) };
+
+/// Lets events go that nobody has written again for their time, for as long as this is awaited.
+pub(super) async fn forget_old(store: Arc<Store>, lifetime: Lifetime) {
+    // Versions rise with time: what is not above the newest of an hour ago was not written since.
+    let mut newest: VecDeque<(Instant, u64)> = VecDeque::new();
+    let mut often = interval(lifetime.sweep);
+    loop {
+        let now = often.tick().await;
+        newest.push_back((now, store.state().newest()));
+        let mut outlived = None;
+        while let Some((_, version)) = newest.pop_front_if(|(then, _)| *then + lifetime.ttl <= now) {
+            outlived = Some(version);
+        }
+        let Some(outlived) = outlived else { continue };
+        let old: Vec<Key> = {
+            let state = store.state();
+            state.objects(None).filter(|(_, stored)| stored.version <= outlived).map(|(key, _)| key.clone()).collect()
+        };
+        for key in old {
+            let _gone = delete(&store, Resource::CoreEvents, &key, &DeleteOptions::default()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_kubectls() {
+        let cases = [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (150, "2m30s"),
+            (3599, "59m"),
+            (10_800, "3h"),
+            (12_000, "3h20m"),
+            (86_400, "24h"),
+            (180_000, "2d2h"),
+            (864_000, "10d"),
+        ];
+        for (seconds, shown) in cases {
+            assert_eq!(duration(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn words_of_both_groups() {
+        let core = json!({"apiVersion": "v1", "kind": "Event", "message": "m", "involvedObject": {"name": "a"}});
+        let own = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "m", "regarding": {"name": "a"}});
+        assert_eq!(in_own_words(core), own);
+        assert_eq!(selectable(Resource::Events, "regarding.name"), Some("/involvedObject/name"));
+        assert_eq!(selectable(Resource::CoreEvents, "regarding.name"), None);
+    }
+
+    fn store() -> (tempfile::TempDir, Arc<Store>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("events.redb"), Duration::from_secs(300)).unwrap();
+        (directory, Arc::new(store))
+    }
+
+    async fn write(store: &Store, name: &str) {
+        let live = store.state().get(&Key::new("ns", name)).map(|stored| stored.version);
+        let to = Target::Object(json!({"metadata": {"name": name}}));
+        store.write(Write { key: Key::new("ns", name), based_on: live, to }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_old_go_and_those_that_happen_again_stay() {
+        let (_directory, store) = store();
+        write(&store, "once").await;
+        let lifetime = Lifetime { ttl: Duration::from_secs(1), sweep: Duration::from_millis(20) };
+        let sweeper = tokio::spawn(forget_old(Arc::clone(&store), lifetime));
+        let there = |name: &str| store.state().get(&Key::new("ns", name)).is_some();
+        let begun = Instant::now();
+        while there("once") {
+            // Written over and over: never old.
+            write(&store, "again").await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(begun.elapsed() < Duration::from_secs(20), "the old one stays");
+        }
+        assert!(begun.elapsed() >= lifetime.ttl && there("again"));
+        sweeper.abort();
+    }
+}
