@@ -104,6 +104,16 @@ const NAMESPACES: Other = Other {
     verbs: &["get", "list"],
     short: &["ns"],
 };
+/// There are none, and `kubectl cluster-info` asks for them before it says anything.
+const SERVICES: Other = Other {
+    group: "",
+    name: "services",
+    singular: "service",
+    kind: "Service",
+    namespaced: true,
+    verbs: &["list"],
+    short: &["svc"],
+};
 const MAY_I: Other = Other {
     group: "authorization.k8s.io",
     name: "selfsubjectaccessreviews",
@@ -122,7 +132,7 @@ const WHO_AM_I: Other = Other {
 };
 
 /// What is served besides routers.
-const OTHERS: [Other; 5] = [EVENTS, NAMESPACES, Other { group: events::GROUP, ..EVENTS }, MAY_I, WHO_AM_I];
+const OTHERS: [Other; 6] = [EVENTS, NAMESPACES, SERVICES, Other { group: events::GROUP, ..EVENTS }, MAY_I, WHO_AM_I];
 /// The groups that those are in, besides the core group.
 const OTHER_GROUPS: [&str; 3] = [events::GROUP, MAY_I.group, WHO_AM_I.group];
 
@@ -177,6 +187,11 @@ pub(super) fn resources_of_others(path: &str) -> Option<Value> {
             Some(group)
         }
     }
+}
+
+/// The list of services.
+pub(super) fn services(version: u64) -> Value {
+    json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}, "items": []})
 }
 
 fn aggregated(items: Value) -> Value {

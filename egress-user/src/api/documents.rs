@@ -30,6 +30,9 @@ impl Server {
         if let Some(resources) = discovery::resources_of_others(path) {
             return answer(&resources);
         }
+        if verb == "get" && is_services(path) {
+            return answer(&discovery::services(self.store.state().newest()));
+        }
         if path.starts_with("/api/v1/") {
             return Err(if verb == "get" { Refusal::no_resource() } else { Refusal::method_not_allowed() });
         }
@@ -121,13 +124,13 @@ impl Server {
     }
 
     fn openapi(asked: &Asked, group: &str) -> Response<Body> {
-        if group != format!("apis/{}", crate::spec::API_VERSION) {
+        let Some(document) = openapi::document(group) else {
             let mut response = asked.bytes(200, Vec::new(), "application/json");
             if !group.starts_with("apis/") {
                 *response.status_mut() = StatusCode::NOT_FOUND;
             }
             return response;
-        }
+        };
         let wrong = asked.query.text("hash").is_some_and(|hash| hash != openapi::hash());
         let mut response = if wrong {
             let mut response = asked.bytes(301, Vec::new(), "application/json");
@@ -137,7 +140,7 @@ impl Server {
             }
             response
         } else if takes_json(asked) {
-            asked.answer(200, openapi::document(), Encoding::Json)
+            asked.answer(200, &document, Encoding::Json)
         } else {
             let mut response = asked.bytes(406, Vec::new(), "application/json");
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
@@ -169,6 +172,12 @@ impl Server {
             response.headers_mut().insert(ETAG, tag);
         }
     }
+}
+
+/// Whether a path asks for services, of a namespace or of all.
+fn is_services(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    matches!(parts.as_slice(), ["", "api", "v1", "services"] | ["", "api", "v1", "namespaces", _, "services"])
 }
 
 /// Whether a client that asks for a document takes JSON; there is no other form.

@@ -1,7 +1,7 @@
 //! Events: what happened to routers, told by their agents.
 //!
 //! They are kept in the core group's words, whatever group they came by, and apart from the routers, whose versions they
-//! do not use up. An event that nobody writes again goes after an hour; and there are never more than [`MAX`] of them.
+//! do not use up. An event that nobody writes again goes after an hour; and there are never more than [`KEEPING`] says.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,8 +28,6 @@ pub(super) const API_VERSION: &str = "events.k8s.io/v1";
 /// One of them.
 pub(super) const KIND: &str = "Event";
 
-/// So many are kept; the one that was written the longest ago makes room.
-const MAX: usize = 10_000;
 /// Bytes of one event's message, as in the original.
 const MAX_MESSAGE: usize = 1024;
 /// Bytes of its shorter texts, as in the original.
@@ -104,6 +102,21 @@ pub(super) fn in_own_words(event: Value) -> Value {
     Value::Object(renamed)
 }
 
+/// The fields of an event, as OpenAPI describes them.
+pub(super) fn properties(resource: Resource) -> Map<String, Value> {
+    let fields = FIELDS.iter().map(|(core, own, ty)| {
+        let ty = match ty {
+            Ty::Object => "object",
+            Ty::Text => "string",
+            Ty::Number => "integer",
+        };
+        let name = if resource == Resource::Events { own } else { core };
+        ((*name).to_owned(), serde_json::json!({"type": ty}))
+    });
+    let kind = ["apiVersion", "kind"].map(|name| (name.to_owned(), serde_json::json!({"type": "string"})));
+    fields.chain(kind).collect()
+}
+
 /// Name, description and priority of a table's columns.
 pub(super) const COLUMNS: [(&str, &str, u8); 10] = [
     ("Last Seen", "Time of the latest occurrence", 0),
@@ -173,6 +186,8 @@ pub(super) struct Events<'a> {
     pub(super) namespace: &'a str,
     /// In whose words.
     pub(super) resource: Resource,
+    /// How many.
+    pub(super) keeping: Keeping,
 }
 
 impl Events<'_> {
@@ -363,20 +378,20 @@ impl Events<'_> {
         if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid_event(self.resource, name, &causes)) }
     }
 
-    /// Lets the oldest go where there are too many.
+    /// Lets the oldest go where there are too many. Those who make events at the same time may let too few go, which the
+    /// next one makes up for.
     async fn make_room(self) {
-        let oldest = {
+        let mut oldest: Vec<(u64, Key)> = {
             let state = self.store.state();
-            let all = state.objects(None);
-            if state.len() < MAX {
-                None
-            } else {
-                all.min_by_key(|(_, stored)| stored.version).map(|(key, _)| key.clone())
+            if state.len() < self.keeping.max {
+                return;
             }
+            state.objects(None).map(|(key, stored)| (stored.version, key.clone())).collect()
         };
-        if let Some(key) = oldest {
-            // Somebody else may have been faster.
-            let _gone = delete(self.store, Resource::CoreEvents, &key, &DeleteOptions::default()).await;
+        oldest.sort_unstable_by_key(|(version, _)| *version);
+        let surplus = oldest.len() + 1 - self.keeping.max;
+        for (_, key) in oldest.iter().take(surplus) {
+            let _gone = delete(self.store, Resource::CoreEvents, key, &DeleteOptions::default()).await;
         }
     }
 }
@@ -389,9 +404,11 @@ fn decoded(body: &[u8], ty: BodyType) -> Result<Value, Refusal> {
     value.map_err(|what| Refusal::bad_request(format!("couldn't get version/kind; json parse error: {what}")))
 }
 
-/// How long events are kept.
+/// How many events are kept, and how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lifetime {
+pub(super) struct Keeping {
+    /// So many; those that were written the longest ago make room.
+    pub(super) max: usize,
     /// For so long after an event was written last, or after the server began.
     pub(super) ttl: Duration,
     /// How often the old ones are looked for.
@@ -399,18 +416,19 @@ pub(super) struct Lifetime {
 }
 
 /// As long as in the original.
-pub(super) const LIFETIME: Lifetime = Lifetime { ttl: Duration::from_secs(3600), sweep: Duration::from_secs(60) };
+pub(super) const KEEPING: Keeping =
+    Keeping { max: 10_000, ttl: Duration::from_secs(3600), sweep: Duration::from_secs(60) };
 
 /// Lets events go that nobody has written again for their time, for as long as this is awaited.
-pub(super) async fn forget_old(store: Arc<Store>, lifetime: Lifetime) {
+pub(super) async fn forget_old(store: Arc<Store>, keeping: Keeping) {
     // Versions rise with time: what is not above the newest of an hour ago was not written since.
     let mut newest: VecDeque<(Instant, u64)> = VecDeque::new();
-    let mut often = interval(lifetime.sweep);
+    let mut often = interval(keeping.sweep);
     loop {
         let now = often.tick().await;
         newest.push_back((now, store.state().newest()));
         let mut outlived = None;
-        while let Some((_, version)) = newest.pop_front_if(|(then, _)| *then + lifetime.ttl <= now) {
+        while let Some((_, version)) = newest.pop_front_if(|(then, _)| *then + keeping.ttl <= now) {
             outlived = Some(version);
         }
         let Some(outlived) = outlived else { continue };
@@ -474,8 +492,8 @@ mod tests {
     async fn the_old_go_and_those_that_happen_again_stay() {
         let (_directory, store) = store();
         write(&store, "once").await;
-        let lifetime = Lifetime { ttl: Duration::from_secs(1), sweep: Duration::from_millis(20) };
-        let sweeper = tokio::spawn(forget_old(Arc::clone(&store), lifetime));
+        let keeping = Keeping { max: 10, ttl: Duration::from_secs(1), sweep: Duration::from_millis(20) };
+        let sweeper = tokio::spawn(forget_old(Arc::clone(&store), keeping));
         let there = |name: &str| store.state().get(&Key::new("ns", name)).is_some();
         let begun = Instant::now();
         while there("once") {
@@ -484,7 +502,26 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(begun.elapsed() < Duration::from_secs(20), "the old one stays");
         }
-        assert!(begun.elapsed() >= lifetime.ttl && there("again"));
+        assert!(begun.elapsed() >= keeping.ttl && there("again"));
         sweeper.abort();
+    }
+
+    #[tokio::test]
+    async fn the_oldest_make_room() {
+        let (_directory, store) = store();
+        let keeping = Keeping { max: 10, ..KEEPING };
+        let namespaces = Namespaces::Implicit;
+        let events =
+            Events { store: &store, namespaces: &namespaces, namespace: "ns", resource: Resource::CoreEvents, keeping };
+        let options =
+            crate::api::options::of_write(&Default::default(), None, crate::api::options::Verb::Create).unwrap();
+        for index in 0..15 {
+            let name = format!("e{index:02}");
+            let event = json!({"metadata": {"name": name}, "involvedObject": {"namespace": "ns"}}).to_string();
+            events.create(event.as_bytes(), BodyType::Json, &options).await.unwrap();
+        }
+        let state = store.state();
+        let left: Vec<&str> = state.objects(None).map(|(key, _)| key.name.as_str()).collect();
+        assert_eq!(left, ["e05", "e06", "e07", "e08", "e09", "e10", "e11", "e12", "e13", "e14"]);
     }
 }

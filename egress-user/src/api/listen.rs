@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::auth::Tokens;
-use super::events::{LIFETIME, forget_old};
+use super::events::{KEEPING, forget_old};
 use super::metrics::Metrics;
 use super::server::{Server, serve};
 use super::store::{Store, StoreError};
@@ -112,7 +112,7 @@ impl Listening {
 
     /// Serves for as long as this is awaited.
     pub async fn run(self, tls: Arc<ServerConfig>) {
-        let forgetting = forget_old(Arc::clone(&self.server.events), LIFETIME);
+        let forgetting = forget_old(Arc::clone(&self.server.events), KEEPING);
         tokio::select! {
             () = forgetting => {}
             () = self.accept(tls) => {}

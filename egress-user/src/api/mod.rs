@@ -21,6 +21,7 @@ mod events;
 mod fields;
 mod form;
 mod json;
+mod last_applied;
 mod list;
 pub mod listen;
 mod managed;

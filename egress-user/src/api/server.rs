@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::answer::{Asked, warn};
 use super::auth::{Tokens, authorize};
 use super::delete::{self, Deleted};
-use super::events::Events;
+use super::events::{Events, KEEPING};
 use super::form::{self, Include, ListMeta};
 use super::list::{self, ListOptions};
 use super::managed::Endpoint;
@@ -400,7 +400,8 @@ impl Server {
         name: &str,
     ) -> Result<Response<Body>, Refusal> {
         let accepted = call.asked.accepted(Offer::Objects)?;
-        let events = Events { store: &self.events, namespaces: &self.namespaces, namespace, resource };
+        let (store, namespaces) = (&self.events, &self.namespaces);
+        let events = Events { store, namespaces, namespace, resource, keeping: KEEPING };
         let body = call.read_body().await?;
         let options = |verb| options::of_write(&call.asked.query, call.asked.agent(), verb);
         let ty = call.content_type();
