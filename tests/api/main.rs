@@ -10,6 +10,8 @@ mod conformance;
 mod corpus;
 mod events;
 mod excuses;
+mod history;
+mod hostile;
 mod kube_rs;
 mod kubectl;
 mod placeholders;
