@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::auth::Tokens;
-use super::events::{KEEPING, forget_old};
+use super::events::keep::{KEEPING, forget_old};
 use super::metrics::Metrics;
 use super::server::{Server, serve};
 use super::store::{Store, StoreError};

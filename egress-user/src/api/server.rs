@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 use super::answer::{Asked, warn};
 use super::auth::{Tokens, authorize};
 use super::delete::{self, Deleted};
-use super::events::{Events, KEEPING};
+use super::events::keep::{Events, KEEPING};
 use super::form::{self, Include, ListMeta};
 use super::list::{self, ListOptions};
 use super::managed::Endpoint;
 use super::metrics::Metrics;
 use super::negotiate::{self, Accepted, Encoding, Form, Offer, PatchType};
-use super::options::{self, Verb};
+use super::options::{self, Verb, WriteOptions};
 use super::resource::Resource;
 use super::route::{Objects, Query, Target};
 use super::status::{self, Refusal};
@@ -81,6 +81,25 @@ impl Call {
 
     fn content_type(&self) -> Option<&str> {
         self.asked.header(&CONTENT_TYPE)
+    }
+}
+
+/// An object that a request gives, and how it is to be taken.
+struct Given {
+    accepted: Accepted,
+    options: WriteOptions,
+    object: Value,
+    warnings: Vec<String>,
+}
+
+impl Given {
+    async fn read(call: &mut Call, verb: Verb) -> Result<Self, Refusal> {
+        let accepted = call.asked.accepted(Offer::Objects)?;
+        let ty = negotiate::body_type(call.content_type())?;
+        let body = call.read_body().await?;
+        let options = options::of_write(&call.asked.query, call.asked.agent(), verb)?;
+        let (object, warnings) = object::read(&body, ty, options.validation)?;
+        Ok(Self { accepted, options, object, warnings })
     }
 }
 
@@ -350,11 +369,7 @@ impl Server {
     }
 
     async fn create(&self, call: &mut Call, namespace: &str) -> Result<Response<Body>, Refusal> {
-        let accepted = call.asked.accepted(Offer::Objects)?;
-        let ty = negotiate::body_type(call.content_type())?;
-        let body = call.read_body().await?;
-        let options = options::of_write(&call.asked.query, call.asked.agent(), Verb::Create)?;
-        let (object, warnings) = object::read(&body, ty, options.validation)?;
+        let Given { accepted, options, object, warnings } = Given::read(call, Verb::Create).await?;
         let written = write::create(self.place(namespace), object, &options, warnings).await?;
         Self::written(&call.asked, &accepted, written)
     }
@@ -366,11 +381,7 @@ impl Server {
         name: &str,
         endpoint: Endpoint,
     ) -> Result<Response<Body>, Refusal> {
-        let accepted = call.asked.accepted(Offer::Objects)?;
-        let ty = negotiate::body_type(call.content_type())?;
-        let body = call.read_body().await?;
-        let options = options::of_write(&call.asked.query, call.asked.agent(), Verb::Update)?;
-        let (object, warnings) = object::read(&body, ty, options.validation)?;
+        let Given { accepted, options, object, warnings } = Given::read(call, Verb::Update).await?;
         let written = write::update(self.place(namespace), name, endpoint, object, &options, warnings).await?;
         Self::written(&call.asked, &accepted, written)
     }
