@@ -90,8 +90,8 @@ pub struct Config {
     pub always_fits: u32,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
-    /// Zero.
-    pub pad: [u8; 6],
+    /// Link address of the external interface.
+    pub external_mac: [u8; 6],
     /// Addresses that flows come from, as indices in `SOURCES`, external side. An address keeps its index from one
     /// generation to the next, whatever is added or removed beside it: flows name it by that index.
     pub snat_slots: [u8; SOURCES_PER_SIDE as usize],
@@ -282,6 +282,9 @@ pub struct LinkHop {
 /// asking whether it is there.
 pub const HOP_TURN_SHIFT: u32 = 32;
 
+/// In one turn of so many, as a power of two, the other direction's entry is looked at too: about once a minute.
+pub const TWIN_TURNS_SHIFT: u32 = 4;
+
 /// How a flow entry's packets reach their next hop on the fast path.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,13 +321,30 @@ impl Flow {
         }
     }
 
-    /// Whether a packet that comes now looks the next hops up again. They are settled for the turn that the flow was last
-    /// seen in; turns are counted from the flow's beginning, so that not all flows' end at once.
+    /// Whether a packet with these ports keeps them.
+    #[inline(always)]
+    pub const fn keeps_ports(&self, src: Port, dst: Port) -> bool {
+        self.to_src_port.wire() == src.wire() && self.to_dst_port.wire() == dst.wire()
+    }
+
+    /// Whether a packet that comes now looks its next hop up again. It is settled for the turn that the flow was last seen in;
+    /// turns are counted from the flow's beginning, so that not all flows' end at once.
     #[inline(always)]
     pub const fn is_hop_due(&self, now_ns: u64, changed_ns: u64) -> bool {
-        let now = now_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
-        let then = self.last_seen_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
-        self.last_seen_ns < changed_ns || now != then
+        self.last_seen_ns < changed_ns || self.is_in_another_turn(now_ns, HOP_TURN_SHIFT)
+    }
+
+    /// Whether it looks after the other direction's entry as well.
+    #[inline(always)]
+    pub const fn is_twin_due(&self, now_ns: u64, changed_ns: u64) -> bool {
+        self.last_seen_ns < changed_ns || self.is_in_another_turn(now_ns, HOP_TURN_SHIFT + TWIN_TURNS_SHIFT)
+    }
+
+    #[inline(always)]
+    const fn is_in_another_turn(&self, now_ns: u64, shift: u32) -> bool {
+        let now = now_ns.wrapping_sub(self.created_ns) >> shift;
+        let then = self.last_seen_ns.wrapping_sub(self.created_ns) >> shift;
+        now != then
     }
 }
 

@@ -41,6 +41,13 @@ const ACTION_SHOT: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 const ACTION_REDIRECT: i32 = 7;
 
+/// `XDP_DROP`.
+const XDP_DROP: i32 = 1;
+/// `XDP_PASS`: on to the tc program.
+const XDP_PASS: i32 = 2;
+/// `XDP_REDIRECT`.
+const XDP_REDIRECT: i32 = 4;
+
 /// What a rig has that is not the same for all.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -271,7 +278,14 @@ impl Rig {
         let mut external = interface("net1", self.ifindexes[1], SNAT, EXTERNAL_LINK_LOCAL);
         external.addresses.retain(|address| snat.contains(address) || address.to_string() == EXTERNAL_LINK_LOCAL);
         external.addresses.extend(snat.iter().filter(|address| !SNAT.both().contains(address)));
-        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, mtu: 1500 }
+        Interfaces {
+            cluster,
+            external,
+            snat: snat.to_vec(),
+            cluster_mac: CLUSTER_MAC,
+            external_mac: EXTERNAL_MAC,
+            mtu: 1500,
+        }
     }
 
     /// Puts rules, settings and addresses in force.
@@ -298,6 +312,26 @@ impl Rig {
     /// Gives a frame to a program.
     pub(crate) fn run_marked(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Run {
         let departure = self.feed(hook, frame, mark);
+        let moved = self.moved();
+        Run { hook, len: frame.len(), departure, moved }
+    }
+
+    /// Gives a frame to the XDP program before the tc program of an ingress hook.
+    pub(crate) fn run_xdp(&mut self, hook: Hook, frame: &[u8]) -> Run {
+        let departure = self.feed_xdp(hook, frame);
+        let moved = self.moved();
+        Run { hook, len: frame.len(), departure, moved }
+    }
+
+    /// As [`run_xdp`](Self::run_xdp), with no look at the counters.
+    pub(crate) fn feed_xdp(&mut self, hook: Hook, frame: &[u8]) -> Departure {
+        let direction = if hook == Hook::ClusterIngress { Direction::Request } else { Direction::Reply };
+        let departure = self.loaded.datapath.test_run_xdp(direction, frame);
+        departure.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    /// What the counters have counted since they were last looked at.
+    fn moved(&mut self) -> Counters {
         let now = self.counters();
         let mut moved = Counters::new();
         for (name, (packets, bytes)) in &now {
@@ -307,7 +341,7 @@ impl Rig {
             }
         }
         self.counted = now;
-        Run { hook, len: frame.len(), departure, moved }
+        moved
     }
 
     /// As [`run_marked`](Self::run_marked), with no look at the counters: for many frames.
@@ -444,6 +478,7 @@ impl Run {
             Outcome::On(verdict @ (Verdict::RequestRedirected | Verdict::ReplyRedirected)) => {
                 (verdict.name(), ACTION_REDIRECT)
             }
+            Outcome::On(verdict @ Verdict::Accelerated) => (verdict.name(), XDP_REDIRECT),
             Outcome::On(verdict) => (verdict.name(), ACTION_NEXT),
             Outcome::Drop(reason) => (reason.name(), ACTION_SHOT),
         };
@@ -451,6 +486,14 @@ impl Run {
         assert_eq!(self.moved, wanted, "counters");
         assert_eq!(self.departure.action, action, "action of {outcome:?}");
         self
+    }
+
+    /// Checks that an XDP program left the frame to the tc program, as it came and uncounted.
+    #[track_caller]
+    pub(crate) fn is_left(&self, frame: &[u8]) {
+        assert_eq!(self.departure.action, XDP_PASS, "action");
+        assert_eq!(self.moved, Counters::new(), "counters");
+        assert_eq!(self.departure.frame, frame);
     }
 
     /// Checks that the frame is as it came.
@@ -528,6 +571,12 @@ impl From<DropReason> for Outcome {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
     }
+}
+
+/// Whether an XDP program's return value leaves the frame to the tc program; it must be one of those declared.
+pub(crate) fn is_left(departure: &Departure) -> bool {
+    assert!([XDP_PASS, XDP_REDIRECT, XDP_DROP].contains(&departure.action), "action {}", departure.action);
+    departure.action == XDP_PASS
 }
 
 /// Whether a program's return value sends the frame past the stack.

@@ -12,8 +12,8 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, Reader, Settings, Suspended, Swept,
-    Tables, Tally,
+    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, ProgramRow, Reader, Settings,
+    Suspended, Swept, Tables, Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -209,6 +209,16 @@ impl Router {
         Ok(self.setup.place.router.run(|| Datapath::missing(&self.pins, &interfaces, hook))??)
     }
 
+    /// Its programs, and how each is attached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn programs(&self) -> Result<Vec<ProgramRow>, AgentError> {
+        let interfaces = self.names();
+        Ok(self.setup.place.router.run(|| Datapath::programs(&self.pins, &interfaces))??)
+    }
+
     /// Programs of others that stand between the network and ours, each with its interface.
     ///
     /// # Errors
@@ -401,6 +411,7 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 0,
         }
     }
@@ -479,6 +490,7 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
         },
         snat,
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
+        external_mac: observed.external.as_ref().and_then(|external| external.mac).map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }
 }

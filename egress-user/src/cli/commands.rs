@@ -16,7 +16,7 @@ use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, Protocol, RouterName, desired_from_file};
-use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
+use crate::datapath::{CounterRow, Hook, PinDir, ProgramRow, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::source::{self, Access, Source};
 use crate::spec::Diagnostic;
@@ -282,6 +282,7 @@ struct Status {
     agent: Option<u32>,
     conditions: Conditions,
     link: Observed,
+    programs: Vec<ProgramRow>,
     snat_addresses: Vec<std::net::IpAddr>,
     rules: usize,
     flows: usize,
@@ -298,6 +299,7 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
         agent: router.place().router.holder(),
         conditions: router.conditions()?,
         link: link::observe(router.place())?,
+        programs: router.programs()?,
         snat_addresses: reader.snat_addresses()?,
         rules: reader.rules()?.len(),
         flows: reader.flows()?.len(),
@@ -408,16 +410,18 @@ fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: 
 /// Opens the namespaces. Without `master`, the router's stands for it.
 fn place(target: &Target, master: Option<&args::Master>) -> anyhow::Result<Place> {
     let router = router_netns(target)?;
-    let master = match master {
-        Some(args::Master { master_netns: Some(netns) }) => NetnsRef::Path(netns.path().to_owned()).open()?,
-        Some(args::Master { master_netns: None }) => Netns::host().context("give --master-netns")?,
+    let namespace = match master {
+        Some(args::Master { adopt: true, .. }) => router.clone(),
+        Some(args::Master { master_netns: Some(netns), .. }) => NetnsRef::Path(netns.path().to_owned()).open()?,
+        Some(args::Master { master_netns: None, .. }) => Netns::host().context("give --master-netns")?,
         None => router.clone(),
     };
     Ok(Place {
         router,
-        master,
+        master: namespace,
         cluster_interface: target.cluster_interface.clone(),
         external_interface: target.external_interface.clone(),
+        adopt: master.is_some_and(|args| args.adopt),
         reply_mark: Some(REPLY_MARK),
     })
 }
@@ -436,6 +440,8 @@ fn router_netns(target: &Target) -> anyhow::Result<Netns> {
 fn hook(datapath: &args::Datapath) -> Hook {
     match datapath.hook {
         values::Hook::Auto => Hook::Auto,
+        values::Hook::Tc => Hook::Tc,
+        values::Hook::Xdp => Hook::Xdp,
         values::Hook::Tcx => Hook::Tcx,
         values::Hook::Clsact => Hook::Clsact,
     }

@@ -5,11 +5,12 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use egress_ebpf::contract::{Config, config_flag, map};
 use egress_ebpf::verdict::Hook as Place;
+use serde::Serialize;
 
 use super::attach::{self, Attached, Hook, ORDER};
 use super::error::hint;
 use super::maps::{Maps, check_pins};
-use super::{DatapathError, Interfaces, PinDir, Tables, object};
+use super::{DatapathError, Interfaces, PinDir, Tables, object, xdp};
 
 /// Programs loaded, maps pinned.
 pub struct Datapath {
@@ -24,10 +25,22 @@ pub struct Datapath {
 /// What [`Datapath::install`] and [`Datapath::attach`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// How programs are attached.
+    /// How the tc programs are attached.
     pub hook: Hook,
     /// Whether anything was attached or replaced.
     pub changed: bool,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramRow {
+    /// Its name.
+    pub program: &'static str,
+    /// The interface.
+    pub interface: String,
+    /// `tcx`, `clsact` or `xdp`; none if it is missing.
+    pub attached: Option<String>,
 }
 
 /// Tables that were in force when the datapath was suspended.
@@ -73,6 +86,10 @@ impl Datapath {
         let mut ebpf = loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
+        }
+        for place in xdp::Place::ALL {
+            let (program, name) = (xdp::program(&mut ebpf, place.name())?, place.name());
+            load(name, || program.load())?;
         }
         let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
         let maps = Maps::open(pins)?;
@@ -166,14 +183,12 @@ impl Datapath {
                         done.push(place);
                     }
                 }
-                Err(error) => {
-                    for place in done {
-                        let _ = std::fs::remove_file(self.pins.link(place.name()));
-                        let _ = attach::detach_clsact(place, interfaces);
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(self.detach(&done, interfaces, error)),
             }
+        }
+        match xdp::attach(&mut self.ebpf, interfaces, &self.pins, hook) {
+            Ok(changed) => installed.changed |= changed,
+            Err(error) => return Err(self.detach(&done, interfaces, error)),
         }
         // Programs of another version would translate once more what ours have.
         for other in self.pins.others() {
@@ -186,6 +201,15 @@ impl Datapath {
             other.remove().map_err(|mut errors| errors.swap_remove(0))?;
         }
         Ok(installed)
+    }
+
+    /// Undoes what an [`attach`](Self::attach) did before it failed.
+    fn detach(&self, done: &[Place], interfaces: &Interfaces, failed: DatapathError) -> DatapathError {
+        for place in done {
+            let _ = std::fs::remove_file(self.pins.link(place.name()));
+            let _ = attach::detach_clsact(*place, interfaces);
+        }
+        failed
     }
 
     /// Programs of others that packets meet before they meet ours at an entrance, or after ours at an exit, each with its
@@ -232,7 +256,30 @@ impl Datapath {
                 missing.push((place.name(), attach::place(place, interfaces).0.to_owned()));
             }
         }
+        missing.extend(xdp::missing(pins, interfaces, hook)?);
         Ok(missing)
+    }
+
+    /// Every program and how it is attached; XDP programs only where they are. To be called on a thread inside the router's
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn programs(pins: &PinDir, interfaces: &Interfaces) -> Result<Vec<ProgramRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for place in xdp::Place::ALL {
+            if xdp::is_attached(place, interfaces, pins)? {
+                let interface = place.interface(interfaces).to_owned();
+                rows.push(ProgramRow { program: place.name(), interface, attached: Some(Hook::Xdp.to_string()) });
+            }
+        }
+        for place in Place::ALL {
+            let interface = attach::place(place, interfaces).0.to_owned();
+            let attached = attach::present(place, interfaces, pins)?.map(|how| how.to_string());
+            rows.push(ProgramRow { program: place.name(), interface, attached });
+        }
+        Ok(rows)
     }
 
     /// Takes programs and maps of `pins` away. Idempotent; to be called on a thread inside the router's namespace. Returns
@@ -244,6 +291,10 @@ impl Datapath {
     pub fn delete(pins: &PinDir, interfaces: &Interfaces) -> Result<bool, Vec<DatapathError>> {
         let mut errors = Vec::new();
         let mut found = false;
+        match xdp::detach(pins) {
+            Ok(detached) => found |= detached,
+            Err(error) => errors.push(error),
+        }
         // The entrance first: nothing is translated any more when the guard goes.
         for place in ORDER.into_iter().rev() {
             match attach::detach_clsact(place, interfaces) {
@@ -270,9 +321,13 @@ const LOAD_TRIES: u32 = 5;
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let program = program(ebpf, name)?;
+    load(name, || program.load())
+}
+
+fn load(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), DatapathError> {
     let mut tries = 1;
     loop {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == std::io::ErrorKind::WouldBlock && tries < LOAD_TRIES =>
             {

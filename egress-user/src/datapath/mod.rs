@@ -14,6 +14,7 @@
 mod attach;
 mod batch;
 mod clsact;
+mod device;
 mod error;
 mod flows;
 mod journal;
@@ -28,12 +29,13 @@ mod tally;
 mod test_run;
 mod trace;
 mod verified;
+mod xdp;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;
 pub use flows::{FlowRow, Swept, monotonic_ns, protocol_name};
 pub use journal::{FlowEvent, FlowEventKind, Journal};
-pub use load::{Datapath, Installed, Suspended};
+pub use load::{Datapath, Installed, ProgramRow, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use stale::Connection;

@@ -33,6 +33,8 @@ pub struct Interfaces {
     pub snat: Vec<IpAddr>,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
+    /// Link address of the external interface.
+    pub external_mac: [u8; 6],
     /// The smaller of the two interfaces' MTU, without link header.
     pub mtu: u32,
 }
@@ -124,7 +126,7 @@ impl Tables {
                 changed_ns: 0,
                 always_fits: interfaces.mtu.min(SMALL) + ETHERNET_HEADER,
                 cluster_mac: interfaces.cluster_mac,
-                pad: [0; 6],
+                external_mac: interfaces.external_mac,
                 snat_slots: [0; SOURCES_PER_SIDE as usize],
             },
             rules: entries,

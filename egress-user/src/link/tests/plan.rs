@@ -54,6 +54,7 @@ fn plan(here: &Snapshot, there: &Snapshot, link: &LinkPlan) -> Result<Plan, Link
         external_interface: "net1",
         router: &router_name(),
         link,
+        adopt: false,
         reply_mark: None,
         here,
         here_label: "router",
