@@ -68,6 +68,7 @@ fn events_in_the_words_of_both_groups() {
     refused(&|event| event["regarding"]["namespace"] = "other".into(), 422, "does not match");
     refused(&|event| event["reason"] = "".into(), 422, "reason: Required value");
     refused(&|event| event["type"] = "Bad".into(), 422, "invalid value");
+    refused(&|event| event["related"] = json!({"name": "x".repeat(20_000)}), 413, "limit is 16384");
     refused(&|event| event["note"] = 5.into(), 400, "cannot unmarshal number");
     refused(&|event| event["apiVersion"] = "v1".into(), 400, "cannot be handled");
     refused(&|event| event["metadata"]["name"] = "A b".into(), 422, "metadata.name");

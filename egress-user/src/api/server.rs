@@ -175,6 +175,7 @@ impl Server {
                 if verb != "post" {
                     return Err(Refusal::method_not_allowed());
                 }
+                let _permit = self.in_flight.try_acquire().map_err(|_full| Refusal::too_many_requests())?;
                 let body = call.read_body().await?;
                 let protobuf =
                     call.content_type().is_some_and(|ty| ty.starts_with("application/vnd.kubernetes.protobuf"));

@@ -18,6 +18,8 @@ use crate::api::store::{Key, Store, Stored, Target, Write, WriteError};
 use crate::api::write::{ATTEMPTS, Namespaces, check_name, generated, place, refuse_write};
 use crate::api::{meta, patch, yaml};
 
+/// Bytes of one event altogether: there are many, and whoever may tell of one may tell of many.
+const MAX_EVENT: usize = 16 * 1024;
 /// Bytes of one event's message, as in the original.
 const MAX_MESSAGE: usize = 1024;
 /// Bytes of its shorter texts, as in the original.
@@ -226,6 +228,9 @@ impl Events<'_> {
             if !matches!(text("/type"), "Normal" | "Warning") {
                 causes.push(Cause::invalid("type", &text("/type").into(), "has invalid value"));
             }
+        }
+        if json::compact(event).len() > MAX_EVENT {
+            return Err(Refusal::too_large(&format!("limit is {MAX_EVENT}")));
         }
         let name = meta::text(event, "name");
         if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid_event(self.resource, name, &causes)) }

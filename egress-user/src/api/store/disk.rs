@@ -63,7 +63,7 @@ pub(super) fn load(path: &Path) -> Result<(Database, State), StoreError> {
         let version = version.value();
         let read: Record =
             serde_json::from_slice(bytes.value()).map_err(|source| record(format!("change {version}"), source))?;
-        state.history.push_back(Arc::new(Change {
+        state.remember(Arc::new(Change {
             version,
             key: read.key,
             before: read.before.map(|(version, value)| Stored::new(version, value)),
@@ -134,8 +134,7 @@ impl Writer {
         if committed.is_ok() {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             changes.into_iter().for_each(|change| state.apply(change));
-            let forgotten = state.history.drain(..outdated).next_back();
-            state.floor = forgotten.map_or(state.floor, |last| last.version);
+            state.forget(outdated);
             // There is always one receiver, the store's.
             let _kept = self.announce.send_replace(state.newest);
         }

@@ -23,8 +23,10 @@ use super::{json, meta};
 
 /// Writes that may wait; more are turned away.
 const QUEUE: usize = 4096;
-/// Changes that are kept however young they are.
+/// Changes that are kept at most, however young they are.
 const MAX_CHANGES: usize = 100_000;
+/// Bytes of objects that changes are kept for at most: an object that is large is not kept a hundred thousand times.
+const MAX_CHANGED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +160,13 @@ pub(super) struct Change {
     at: u64,
 }
 
+impl Change {
+    /// Bytes of the object that it left.
+    fn size(&self) -> usize {
+        self.after.as_ref().or(self.last.as_ref()).map_or(0, |stored| stored.text().len())
+    }
+}
+
 /// What a write does.
 #[derive(Debug)]
 pub(super) struct Write {
@@ -183,6 +192,8 @@ pub(super) enum Target {
 pub(super) struct State {
     objects: BTreeMap<Key, Stored>,
     history: VecDeque<Arc<Change>>,
+    /// Bytes of the objects in the history.
+    changed_bytes: usize,
     newest: u64,
     floor: u64,
 }
@@ -250,13 +261,35 @@ impl State {
             None => self.objects.remove(&change.key),
         };
         self.newest = change.version;
+        self.remember(change);
+    }
+
+    fn remember(&mut self, change: Arc<Change>) {
+        self.changed_bytes += change.size();
         self.history.push_back(change);
     }
 
-    /// How many changes are too old to be kept.
+    /// How many changes are too old to be kept, or too much.
     fn outdated(&self, oldest: u64) -> usize {
         let aged = self.history.partition_point(|change| change.at < oldest);
-        aged.max(self.history.len().saturating_sub(MAX_CHANGES))
+        let mut outdated = aged.max(self.history.len().saturating_sub(MAX_CHANGES));
+        let mut bytes =
+            self.changed_bytes - self.history.iter().take(outdated).map(|change| change.size()).sum::<usize>();
+        while bytes > MAX_CHANGED_BYTES
+            && let Some(change) = self.history.get(outdated)
+        {
+            bytes -= change.size();
+            outdated += 1;
+        }
+        outdated
+    }
+
+    /// Forgets the oldest changes.
+    fn forget(&mut self, outdated: usize) {
+        for change in self.history.drain(..outdated) {
+            self.changed_bytes -= change.size();
+            self.floor = change.version;
+        }
     }
 }
 
@@ -365,6 +398,24 @@ mod tests {
         assert_eq!(versions, [FIRST + 2, FIRST + 3, FIRST + 4]);
         let then = state.objects_at(FIRST + 2, Some("ns"));
         assert_eq!(then.values().map(|stored| stored.version).collect::<Vec<_>>(), [FIRST + 2]);
+    }
+
+    #[tokio::test]
+    async fn forgets_what_is_much() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("objects.redb"), Duration::from_secs(300)).unwrap();
+        let large = "x".repeat(1024 * 1024);
+        let mut version = None;
+        for value in 0..70 {
+            let to = Target::Object(json!({"n": value, "text": large}));
+            version =
+                Some(store.write(Write { key: Key::new("ns", "a"), based_on: version, to }).await.unwrap().version);
+        }
+        let state = store.state();
+        let kept = state.newest() - state.floor();
+        // One is forgotten with the write after it.
+        assert!((60..=64).contains(&kept), "{kept} changes of 1 MiB");
+        assert!(state.changed_bytes <= MAX_CHANGED_BYTES + large.len() * 2, "{}", state.changed_bytes);
     }
 
     #[tokio::test]
