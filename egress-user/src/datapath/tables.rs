@@ -216,6 +216,7 @@ mod tests {
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 1500,
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();
@@ -236,6 +237,7 @@ mod tests {
             external: interface("net1", &[]),
             snat: vec![],
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 1500,
         };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();
