@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Change, Job, Key, State, StoreError, Stored, Target, Write, WriteError, read};
+use super::{Change, Job, Key, MAX_CHANGED_BYTES, State, StoreError, Stored, Target, Write, WriteError, read};
 
 const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
 const HISTORY: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("history");
@@ -129,7 +129,7 @@ impl Writer {
             return;
         }
         let oldest = now.saturating_sub(self.window).as_secs();
-        let outdated = read(&self.state).outdated(oldest);
+        let outdated = read(&self.state).outdated(oldest, MAX_CHANGED_BYTES);
         let committed = self.commit(&changes, outdated);
         if committed.is_ok() {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);

@@ -270,12 +270,12 @@ impl State {
     }
 
     /// How many changes are too old to be kept, or too much.
-    fn outdated(&self, oldest: u64) -> usize {
+    fn outdated(&self, oldest: u64, max_bytes: usize) -> usize {
         let aged = self.history.partition_point(|change| change.at < oldest);
         let mut outdated = aged.max(self.history.len().saturating_sub(MAX_CHANGES));
         let mut bytes =
             self.changed_bytes - self.history.iter().take(outdated).map(|change| change.size()).sum::<usize>();
-        while bytes > MAX_CHANGED_BYTES
+        while bytes > max_bytes
             && let Some(change) = self.history.get(outdated)
         {
             bytes -= change.size();
@@ -400,22 +400,22 @@ mod tests {
         assert_eq!(then.values().map(|stored| stored.version).collect::<Vec<_>>(), [FIRST + 2]);
     }
 
-    #[tokio::test]
-    async fn forgets_what_is_much() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("objects.redb"), Duration::from_secs(300)).unwrap();
-        let large = "x".repeat(1024 * 1024);
-        let mut version = None;
-        for value in 0..70 {
-            let to = Target::Object(json!({"n": value, "text": large}));
-            version =
-                Some(store.write(Write { key: Key::new("ns", "a"), based_on: version, to }).await.unwrap().version);
+    #[test]
+    fn forgets_what_is_much() {
+        let mut state = State::default();
+        for version in 11..=20 {
+            let stored = Stored::new(version, Arc::new(json!({"text": "x".repeat(1000)})));
+            let key = Key::new("ns", "a");
+            state.apply(Arc::new(Change { version, key, before: None, after: Some(stored), last: None, at: 7 }));
         }
-        let state = store.state();
-        let kept = state.newest() - state.floor();
-        // One is forgotten with the write after it.
-        assert!((60..=64).contains(&kept), "{kept} changes of 1 MiB");
-        assert!(state.changed_bytes <= MAX_CHANGED_BYTES + large.len() * 2, "{}", state.changed_bytes);
+        let one = state.changed_bytes / 10;
+        assert!(one > 1000);
+        assert_eq!(state.outdated(7, one * 10), 0);
+        assert_eq!(state.outdated(8, one * 10), 10, "by age");
+        assert_eq!(state.outdated(7, one * 4), 6);
+        state.forget(6);
+        assert_eq!((state.floor(), state.changed_bytes / one, state.outdated(7, one * 4)), (16, 4, 0));
+        assert!(state.changes_after(15, 9).is_none() && state.changes_after(16, 9).unwrap().len() == 4);
     }
 
     #[tokio::test]
