@@ -8,11 +8,13 @@
 //! | [`package`] | a kernel and its modules, out of Debian's package |
 //! | [`image`] | the files that a guest has |
 //! | [`guest`] | what runs inside, as the first process |
-//! | [`boot`] | the emulator, with a limit on its time |
+//! | [`emulator`] | the emulator |
+//! | [`boot`] | a kernel in it, with a limit on its time |
 //! | [`report`] | what a guest's lines say: tests and verified instructions |
 //! | [`table`] | the committed table of verified instructions |
 
 mod boot;
+mod emulator;
 pub(crate) mod guest;
 mod image;
 mod package;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use self::emulator::Emulator;
 use self::guest::{PACKET, STEPS};
 use self::report::Report;
 use crate::{setup, workspace};
@@ -71,7 +74,8 @@ impl Options {
 pub(crate) fn test(extra: &[String]) -> Result<()> {
     let options = Options::parse(extra)?;
     ensure!(cfg!(target_arch = "x86_64"), "the kernels layer boots Debian's kernels for x86-64, and this is none");
-    setup::ensure_emulator()?;
+    setup::ensure_unpackers()?;
+    let emulator = &Emulator::provide()?;
     let kernels = SERIES.map(package::provide).into_iter().collect::<Result<Vec<_>>>()?;
     let built = test_programs()?;
 
@@ -87,7 +91,7 @@ pub(crate) fn test(extra: &[String]) -> Result<()> {
     let guests = thread::scope(|scope| {
         let pairs = kernels.iter().zip(&images);
         let booted = pairs
-            .map(|(kernel, image)| scope.spawn(move || boot::boot(kernel, image, options.limit)))
+            .map(|(kernel, image)| scope.spawn(move || boot::boot(emulator, kernel, image, options.limit)))
             .collect::<Vec<_>>();
         booted.into_iter().map(|guest| guest.join().unwrap_or_else(|panic| resume_unwind(panic))).collect::<Vec<_>>()
     });
