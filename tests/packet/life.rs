@@ -174,9 +174,53 @@ fn an_expired_flow_is_absent_though_nobody_sweeps() {
         assert!(rig.flows().is_empty());
         assert_eq!(rig.entries().len(), 2, "nobody has swept");
         rig.run(Hook::ExternalIngress, &udp_answer(family, PORT).bytes()).is(Unsolicited);
-        assert!(rig.entries().is_empty(), "and who finds it expired removes it");
+        assert!(rig.flows().is_empty(), "no answer brings it back");
         rig.request(&udp(family, PORT));
-        assert_eq!(rig.flow().request_packets, 1, "a new flow");
+        let flow = rig.flow();
+        assert_eq!((flow.request_packets, flow.reply_packets), (1, 0), "a new flow");
+        assert!(flow.age_s < 2 && flow.state == Class::Udp.name(), "{flow:?}");
+        rig.reply(&udp_answer(family, PORT));
+        rig.assert_paired();
+    });
+}
+
+// What it left in the table is used again only where the rules would make the same of it today.
+#[test]
+fn an_expired_flow_that_comes_back_follows_the_rules_of_today() {
+    rig::both(|rig, family| {
+        let expire = |rig: &mut Rig| {
+            rig.request(&udp(family, PORT));
+            rig.pass_time(Duration::from_secs(31));
+            assert!(rig.flows().is_empty());
+        };
+        // Another destination.
+        expire(rig);
+        let mut setup = Setup::default();
+        for rule in &mut setup.table.rules {
+            rule.destination = SERVER_2.ip(Family::of(rule.destination));
+        }
+        rig.install(&setup);
+        assert_eq!(ends(&rig.request(&udp(family, PORT))).1, at(SERVER_2, family, UDP_TARGET));
+        assert_eq!(rig.entries().len(), 2);
+        // Another source address.
+        expire(rig);
+        let other = egress_lab::address::external(120).ip(family);
+        setup.snat = vec![other];
+        rig.install(&setup);
+        assert_eq!(ends(&rig.request(&udp(family, PORT))).0.ip(), other);
+        assert_eq!(rig.entries().len(), 2);
+        // Ports that do not have the client's.
+        expire(rig);
+        setup.settings.snat_ports = Some((20_000, 20_009));
+        rig.install(&setup);
+        assert!((20_000..=20_009).contains(&rig.source_port(&udp(family, PORT))));
+        assert_eq!(rig.entries().len(), 2);
+        rig.assert_paired();
+        // No rule.
+        expire(rig);
+        setup.table.rules.clear();
+        rig.install(&setup);
+        rig.run(Hook::ClusterIngress, &udp(family, PORT).bytes()).is(Verdict::Rejected);
     });
 }
 

@@ -6,6 +6,7 @@
 //! | [`golden`] | translation, byte by byte, there and back |
 //! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
 //! | [`ports`] | which source port a flow gets |
+//! | [`races`] | two processors at once |
 //! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
 //! | [`fragments`] | packets in fragments |
 //! | [`malformed`] | packets that are not what they say |
@@ -21,6 +22,7 @@ mod golden;
 mod life;
 mod malformed;
 mod ports;
+mod races;
 mod rig;
 mod safety;
 mod scale;

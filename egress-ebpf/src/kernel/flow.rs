@@ -34,19 +34,13 @@ pub(crate) fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
     Some(unsafe { &mut *flow })
 }
 
-/// The live entry under this key. An expired one counts as absent, and is removed with its twin.
+/// The live entry under this key. An expired one counts as absent; it stays until its flow begins anew ([`restart`]), until
+/// another one takes its port, or until it is swept.
 #[inline(always)]
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = entry(key)?;
-    if is_young(scene, flow) {
-        return Some(flow);
-    }
-    let twin_key = &mut scene.work().twin_key;
-    if !is_expired(scene, twin_key, key, flow) {
-        return Some(flow);
-    }
-    remove(twin_key, key, flow);
-    None
+    let live = is_young(scene, flow) || !is_expired(scene, &mut scene.work().twin_key, key, flow);
+    live.then_some(flow)
 }
 
 /// Whether an entry has been idle for less than any timeout.
@@ -85,17 +79,18 @@ fn twin_entry(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> Option<&'st
     entry(twin_key)
 }
 
+/// Also leaves the twin's key in `twin_key`.
 #[inline(always)]
 fn is_expired(scene: &Scene, twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> bool {
     let twin = twin_entry(twin_key, key, flow);
     expired(key.protocol, flow, key.is_request(), twin.as_deref(), &scene.config.timeouts_s, scene.now_ns)
 }
 
-/// Removes a flow. An entry that is gone already is what is wanted.
+/// Removes a flow by its two keys. An entry that is gone already is what is wanted; and what another CPU has made of its
+/// place meanwhile is not looked at.
 #[inline(always)]
-fn remove(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) {
-    *twin_key = key.twin(flow);
-    let _ = FLOWS.remove(&*twin_key);
+fn remove(twin_key: &FlowKey, key: &FlowKey) {
+    let _ = FLOWS.remove(twin_key);
     let _ = FLOWS.remove(key);
 }
 
@@ -216,6 +211,9 @@ extern "C" fn open_flow() -> u32 {
     let work = scene.work();
     let Some((source, slot)) = source_for(&scene, &work.key.src) else { return NO_SOURCE };
     let target_port = if work.rule.target_port == Port::NONE { work.key.dst_port } else { work.rule.target_port };
+    if restart(&scene, &source, slot, target_port) {
+        return OPENED;
+    }
     work.reply_key = FlowKey {
         src: work.rule.destination,
         dst: source,
@@ -256,6 +254,58 @@ extern "C" fn open_flow() -> u32 {
     work.flow.mark = Mark::new(Direction::Request, slot, port).0;
     work.flow.seen = work.seen;
     enter_request(&scene)
+}
+
+/// Begins an expired flow anew where it stands, if the rules would translate it so today. Nothing is removed then: the packet
+/// of another CPU, which does the same at the same time, may be using the entries. Else what is left of it is removed.
+#[inline(always)]
+fn restart(scene: &Scene, source: &Addr, slot: u8, target_port: Port) -> bool {
+    let work = scene.work();
+    let Some(flow) = entry(&work.key) else { return false };
+    let mark = Mark::new(Direction::Request, slot, flow.to_src_port).0;
+    let is_same = flow.to_src == *source
+        && flow.to_dst == work.rule.destination
+        && flow.to_dst_port == target_port
+        && flow.mark == mark
+        && may_have_port(scene, flow.to_src_port.get());
+    let twin = twin_entry(&mut work.twin_key, &work.key, flow);
+    let reply_mark = Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0;
+    match twin {
+        Some(twin) if is_same && twin.mark == reply_mark && work.twin_key.twin(twin) == work.key => {
+            // Else another CPU has been faster.
+            if !is_young(scene, flow) {
+                begin(flow, scene.now_ns, work.rule.rule, work.seen);
+                begin(twin, scene.now_ns, work.rule.rule, 0);
+            }
+            true
+        }
+        _ => {
+            remove(&work.twin_key, &work.key);
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn begin(flow: &mut Flow, now_ns: u64, rule: u32, seen: u8) {
+    flow.created_ns = now_ns;
+    flow.last_seen_ns = now_ns;
+    flow.packets = 0;
+    flow.bytes = 0;
+    flow.rule = rule;
+    flow.seen = seen;
+    flow.hop_kind = HopKind::Kernel as u8;
+    flow.return_kind = HopKind::Kernel as u8;
+}
+
+/// Whether a flow of `WORK`'s client may have this source port.
+#[inline(always)]
+fn may_have_port(scene: &Scene, port: u16) -> bool {
+    let work = scene.work();
+    match work.ports {
+        Ports::Fixed | Ports::Identifier => true,
+        Ports::Transport => Range::of(work.key.src_port.get(), configured_ports(scene)).contains(port),
+    }
 }
 
 #[inline(always)]
@@ -339,7 +389,7 @@ extern "C" fn try_port() -> u32 {
             return OPENED;
         }
         if is_expired(&scene, &mut work.twin_key, &work.reply_key, holder) {
-            remove(&mut work.twin_key, &work.reply_key, holder);
+            remove(&work.twin_key, &work.reply_key);
             if FLOWS.insert(&work.reply_key, &work.flow, u64::from(BPF_NOEXIST)).is_ok() {
                 return OPENED;
             }
