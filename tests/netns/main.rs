@@ -4,6 +4,7 @@
 
 mod adopt;
 mod agent;
+mod associations;
 mod bad_input;
 mod checksums;
 mod commands;

@@ -39,7 +39,7 @@ pub(crate) struct Step {
 }
 
 /// In this order: what tells most comes first.
-pub(crate) const STEPS: [Step; 3] = [
+pub(crate) const STEPS: [Step; 4] = [
     Step { name: VERIFIED, program: PACKET, arguments: &["verified::", "--nocapture"], skipped: &[] },
     Step { name: "packets", program: PACKET, arguments: &[], skipped: NOT_HERE },
     // One lab at a time.
@@ -47,6 +47,13 @@ pub(crate) const STEPS: [Step; 3] = [
         name: "sockets",
         program: NETNS,
         arguments: &["--test-threads=1", "hooks::", "every_form_of_a_rule_leads_to"],
+        skipped: &[],
+    },
+    // What needs a kernel that has SCTP.
+    Step {
+        name: "associations",
+        program: NETNS,
+        arguments: &["--test-threads=1", "--ignored", "associations::"],
         skipped: &[],
     },
 ];
