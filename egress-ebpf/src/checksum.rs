@@ -3,9 +3,9 @@
 //! A one's complement sum has no byte order: summing the words as they lie in memory and storing the result as it lies
 //! in memory gives the right bytes on any machine (RFC 1071 section 2). So nothing here swaps bytes.
 //!
-//! The kernel programs never write a checksum field themselves. They hand a [`Delta`] to the kernel's own
-//! `bpf_l3_csum_replace` and `bpf_l4_csum_replace`, which know whether the field holds a whole checksum or, for a
-//! packet whose checksum the device still has to fill in, only the pseudo-header's part.
+//! The kernel programs never write a packet's transport checksum themselves. They hand a [`Delta`] to the kernel's own
+//! `bpf_l4_csum_replace`, which knows whether the field holds a whole checksum or, for a packet whose checksum the device
+//! still has to fill in, only the pseudo-header's part. An IPv4 header's is always whole.
 
 use crate::addr::{Addr, Port};
 
@@ -81,6 +81,13 @@ impl Delta {
     }
 }
 
+/// Whether an IPv4 header without options, as it lies in memory, agrees with the checksum in it (RFC 791 section 3.1).
+#[inline(always)]
+pub const fn is_right(header: &[u32; 5]) -> bool {
+    let sum = Delta(header[0]).add(header[1]).add(header[2]).add(header[3]).add(header[4]);
+    fold(sum.0) == 0xffff
+}
+
 /// A 32-bit one's complement sum as 16 bits.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "after two folds the upper half is zero")]
@@ -123,6 +130,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_header_agrees_with_its_own_checksum_and_with_no_other(
+            mut header in any::<[u8; 20]>(),
+            other in any::<u16>(),
+        ) {
+            let words = |header: &[u8; 20]| {
+                let mut words = [0; 5];
+                for (word, bytes) in words.iter_mut().zip(header.chunks_exact(4)) {
+                    *word = u32::from_ne_bytes(bytes.try_into().unwrap());
+                }
+                words
+            };
+            // A version makes every real header's sum other than zero.
+            header[0] = 0x45;
+            header[10..12].fill(0);
+            let right = whole(&header);
+            header[10..12].copy_from_slice(&right.to_be_bytes());
+            prop_assert!(is_right(&words(&header)));
+            header[10..12].copy_from_slice(&other.to_be_bytes());
+            prop_assert_eq!(is_right(&words(&header)), same(other, right));
+        }
+
         #[test]
         fn following_a_change_equals_summing_anew(
             mut bytes in proptest::collection::vec(any::<u8>(), 8..200),

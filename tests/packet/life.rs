@@ -120,6 +120,20 @@ fn a_connection_is_picked_up_in_mid_stream() {
     });
 }
 
+// It takes no more than a packet, which nobody answers for five days.
+#[test]
+fn a_segment_that_every_receiver_drops_makes_no_flow_that_lasts() {
+    rig::both(|rig, family| {
+        let mut connection = Connection::new(rig, family);
+        connection.client(0).is(Class::TcpSynSent);
+        connection.client(FIN).client(PSH).client(0).is(Class::TcpSynSent);
+        connection.server(RST | ACK).is(Class::TcpClose);
+        connection.client(SYN).server(SYN | ACK).client(ACK).is(Class::TcpEstablished);
+        connection.client(0).server(FIN).is(Class::TcpEstablished);
+        assert_eq!(connection.rig.entries().len(), 2);
+    });
+}
+
 #[test]
 fn a_syn_reopens_what_has_closed_with_the_same_port() {
     rig::both(|rig, family| {

@@ -45,7 +45,7 @@ fn read<F: Family>(packet: &Packet, parsed: &mut Parsed) -> Option<Head> {
     let mut head = packet.head(l4 + 8)?;
     parsed.l3 = L3;
     F::read_fixed(&head.read(L3)?, parsed).ok()?;
-    if parsed.l4 != l4 || parsed.fragment != Fragment::Whole || parsed.ttl <= 1 {
+    if !parsed.is_sound || parsed.l4 != l4 || parsed.fragment != Fragment::Whole || parsed.ttl <= 1 {
         return None;
     }
     match parsed.protocol {
