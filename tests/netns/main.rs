@@ -10,6 +10,7 @@ mod checksums;
 mod commands;
 mod confined;
 mod connections;
+mod deployed;
 mod detached;
 mod edits;
 mod existing;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSymbol as _};
 
-use crate::toolchain::Toolchain;
+use crate::toolchain::{self, Toolchain};
 use crate::{setup, workspace};
 
 /// Arguments of `cargo xtask build`.
@@ -49,6 +49,24 @@ pub(crate) fn for_bench() -> Result<(PathBuf, PathBuf)> {
     bpf_object(&toolchain, &BENCH, &object)?;
     binary(true)?;
     Ok((workspace::target_dir().join("release/egress-router"), object))
+}
+
+/// The router with the C library in it. Returns the program.
+pub(crate) fn linked_statically(release: bool) -> Result<PathBuf> {
+    let toolchain = setup::ensure()?;
+    bpf_object(&toolchain, &DATAPATH, &workspace::bpf_object())?;
+    let host = toolchain::host()?;
+    eprintln!("building egress-router for {host}, static");
+    let mut cargo = workspace::host_cargo();
+    // Named though it is the host: what is built for a host that is not named includes compiler plug-ins, which cannot be static.
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").args(["build", "--locked", "--package", "egress-user"]);
+    cargo.args(["--target", &host]);
+    if release {
+        cargo.arg("--release");
+    }
+    workspace::run(&mut cargo)?;
+    let profile = if release { "release" } else { "debug" };
+    Ok(workspace::target_dir().join(host).join(profile).join("egress-router"))
 }
 
 /// Builds `egress-router` for this host; its build script embeds the BPF object.

@@ -12,6 +12,7 @@ mod debian;
 #[cfg(test)]
 mod documents;
 mod kernels;
+mod package;
 mod progress;
 mod prometheus;
 mod run;
@@ -44,11 +45,13 @@ enum Verb {
     Test(test::Args),
     /// Measure the router against its peers
     Bench(bench::Args),
+    /// Build the program as it is shipped: one static file
+    Package(package::Args),
     /// Formatting, lints and documentation
     Check(check::Args),
     /// First process of an emulated machine
     #[command(hide = true)]
-    Guest,
+    Guest(kernels::guest::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,8 +61,9 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
+        Verb::Package(args) => package::package(&args),
         Verb::Check(args) => check::check(&args),
-        Verb::Guest => kernels::guest::guest(),
+        Verb::Guest(args) => kernels::guest::guest(&args),
     };
     match done {
         Ok(code) => code,

@@ -146,6 +146,16 @@ pub(crate) fn find_linker() -> Result<PathBuf> {
     bail!("no bpf-linker {LINKER_VERSION} ({})", lacking.join("; "))
 }
 
+/// The target that the host's cargo builds for when none is named.
+///
+/// # Errors
+/// When cargo does not tell.
+pub(crate) fn host() -> Result<String> {
+    let verbose = output(workspace::host_cargo().arg("-vV"))?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: ")).context("cargo tells no host")?;
+    Ok(host.to_owned())
+}
+
 /// Standard output of a command that must succeed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("start `{}`", workspace::shown(command)))?;
