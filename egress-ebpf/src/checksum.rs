@@ -3,9 +3,10 @@
 //! A one's complement sum has no byte order: summing the words as they lie in memory and storing the result as it lies
 //! in memory gives the right bytes on any machine (RFC 1071 section 2). So nothing here swaps bytes.
 //!
-//! The kernel programs never write a packet's transport checksum themselves. They hand a [`Delta`] to the kernel's own
-//! `bpf_l4_csum_replace`, which knows whether the field holds a whole checksum or, for a packet whose checksum the device
-//! still has to fill in, only the pseudo-header's part. An IPv4 header's is always whole.
+//! The tc programs never write a transport checksum themselves. They hand a [`Delta`] to the kernel's own
+//! `bpf_l4_csum_replace`, which knows whether the field holds a whole checksum or, for a packet whose checksum a device still
+//! has to fill in, only the pseudo-header's part. An XDP program has no such help: it tells the two apart by
+//! [`pseudo_header`].
 
 use crate::addr::{Addr, Port};
 
@@ -88,6 +89,22 @@ pub const fn is_right(header: &[u32; 5]) -> bool {
     fold(sum.0) == 0xffff
 }
 
+/// What a checksum field holds, as it lies in memory, until a device puts the packet's own sum to it: the sum of the
+/// pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1). `length` is that of the transport header and all behind it.
+#[inline(always)]
+pub const fn pseudo_header(src: &Addr, dst: &Addr, protocol: u8, length: u32) -> u16 {
+    let sum = Delta::ZERO.add(u32::from_ne_bytes([0, 0, 0, protocol])).add(length.to_be());
+    let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
+    let sum = if src.is_v4() { sum.add(d).add(h) } else { sum.add(a).add(b).add(c).add(d).add(e).add(f).add(g).add(h) };
+    fold(sum.0)
+}
+
+/// Whether two sums are the same: a one's complement has two zeros.
+#[inline(always)]
+pub const fn is_same(a: u16, b: u16) -> bool {
+    a == b || ((a == 0 || a == 0xffff) && (b == 0 || b == 0xffff))
+}
+
 /// A 32-bit one's complement sum as 16 bits.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "after two folds the upper half is zero")]
@@ -124,10 +141,19 @@ mod tests {
         !u16::try_from(sum).unwrap()
     }
 
-    /// Both zeros mean the same sum; only UDP tells them apart, and there the kernel does.
-    fn same(a: u16, b: u16) -> bool {
-        a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0)
+    #[test]
+    fn a_pseudo_header_is_summed_as_its_bytes() {
+        use core::net::IpAddr;
+        let v4 = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let bytes = [10, 128, 0, 1, 203, 0, 113, 26, 0, 17, 0x12, 0x34];
+        assert_eq!(pseudo_header(&v4("10.128.0.1"), &v4("203.0.113.26"), 17, 0x1234), !whole(&bytes).to_be());
+        let (src, dst) = ("fd00:10::1", "2001:db8::1a");
+        let octets = |text: &str| text.parse::<core::net::Ipv6Addr>().unwrap().octets();
+        let bytes = [&octets(src)[..], &octets(dst), &[0, 1, 2, 3, 0, 0, 0, 6]].concat();
+        assert_eq!(pseudo_header(&v4(src), &v4(dst), 6, 0x0001_0203), !whole(&bytes).to_be());
     }
+
+    use super::is_same as same;
 
     proptest! {
         #[test]

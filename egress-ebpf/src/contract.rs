@@ -90,8 +90,8 @@ pub struct Config {
     pub always_fits: u32,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
-    /// Zero.
-    pub pad: [u8; 6],
+    /// Link address of the external interface.
+    pub external_mac: [u8; 6],
     /// Addresses that flows come from, as indices in `SOURCES`, external side. An address keeps its index from one
     /// generation to the next, whatever is added or removed beside it: flows name it by that index.
     pub snat_slots: [u8; SOURCES_PER_SIDE as usize],
@@ -316,6 +316,12 @@ impl Flow {
             hop: LinkHop { to: [0; 6], from: [0; 6] },
             pad2: [0; 4],
         }
+    }
+
+    /// Whether a packet with these ports keeps them.
+    #[inline(always)]
+    pub const fn keeps_ports(&self, src: Port, dst: Port) -> bool {
+        self.to_src_port.wire() == src.wire() && self.to_dst_port.wire() == dst.wire()
     }
 
     /// Whether a packet that comes now looks the next hops up again. They are settled for the turn that the flow was last

@@ -1,4 +1,5 @@
-//! The BPF object: four tc programs, attached to the router's two interfaces.
+//! The BPF object: four tc programs, attached to the router's two interfaces, and two XDP programs that take established
+//! flows' packets before them where the devices can.
 //!
 //! ```text
 //!            cluster_ingress ──request──▶ kernel ──▶ external_egress
@@ -19,11 +20,12 @@
 
 mod kernel;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use egress_ebpf::contract::Direction;
 use egress_ebpf::verdict::Hook;
 
-use kernel::{egress, reply, request, run};
+use kernel::{accelerate, egress, reply, request, run};
 
 /// Requests arrive.
 #[classifier]
@@ -51,6 +53,20 @@ pub fn external_ingress(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn external_egress(ctx: TcContext) -> i32 {
     run(ctx, Hook::ExternalEgress, egress::external)
+}
+
+/// Requests of established flows, before [`cluster_ingress`] sees them.
+#[xdp(frags)]
+#[inline(always)]
+pub fn xdp_request(ctx: XdpContext) -> u32 {
+    accelerate(ctx, Hook::ClusterIngress, Direction::Request)
+}
+
+/// Replies of established flows, before [`external_ingress`] sees them.
+#[xdp(frags)]
+#[inline(always)]
+pub fn xdp_reply(ctx: XdpContext) -> u32 {
+    accelerate(ctx, Hook::ExternalIngress, Direction::Reply)
 }
 
 /// Answers, as its verdict, whether the kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace`: 1 yes, 0 no. Run once by the

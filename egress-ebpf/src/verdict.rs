@@ -88,6 +88,8 @@ dense! {
         Redirected = "redirected",
         /// An ICMP error of the kernel's own about a half-translated packet, put right at egress.
         KernelError = "kernel_error",
+        /// A packet of an established flow, translated whole and redirected by the XDP program before this one.
+        Accelerated = "accelerated",
     }
 }
 

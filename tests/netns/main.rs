@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 
+mod accelerated;
 mod adopt;
 mod agent;
 mod associations;

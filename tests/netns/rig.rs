@@ -57,6 +57,14 @@ impl Rig {
         Self { router, detector, lab }
     }
 
+    /// All of it, with the node's uplink as the external interface, for the router to adopt.
+    pub(crate) fn given(options: &Options, spec: &Spec, arguments: &[&str]) -> Self {
+        let mut rig = Self::prepare(options, spec, arguments);
+        rig.lab.give_uplink().unwrap();
+        rig.router.adopt();
+        rig
+    }
+
     /// The router's namespace, which `router` without more would hide.
     pub(crate) fn router_netns(&self) -> &Netns {
         &self.lab.router

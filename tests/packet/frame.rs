@@ -215,6 +215,11 @@ impl Frame {
         datagram
     }
 
+    /// The checksum of the pseudo-header of so long a datagram alone.
+    pub(crate) fn pseudo_checksum(&self, len: usize) -> u16 {
+        checksum(&self.pseudo_header(len))
+    }
+
     /// What a transport checksum covers beside the datagram (RFC 9293 section 3.1, RFC 8200 section 8.1); ICMP for IPv4 has
     /// none.
     fn pseudo_header(&self, len: usize) -> Vec<u8> {

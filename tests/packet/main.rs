@@ -3,6 +3,7 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`frame`], [`rig`] | how: a builder of frames, and the real object with its real maps in a namespace of its own |
+//! | [`accelerated`] | what the XDP programs take, and what they leave |
 //! | [`golden`] | translation, byte by byte, there and back |
 //! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
 //! | [`ports`] | which source port a flow gets |
@@ -16,6 +17,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
 
+mod accelerated;
 mod fragments;
 mod frame;
 mod golden;

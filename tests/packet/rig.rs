@@ -41,6 +41,11 @@ const ACTION_SHOT: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 const ACTION_REDIRECT: i32 = 7;
 
+/// `XDP_PASS`: on to the tc program.
+const XDP_PASS: i32 = 2;
+/// `XDP_REDIRECT`.
+const XDP_REDIRECT: i32 = 4;
+
 /// What a rig has that is not the same for all.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -271,7 +276,14 @@ impl Rig {
         let mut external = interface("net1", self.ifindexes[1], SNAT, EXTERNAL_LINK_LOCAL);
         external.addresses.retain(|address| snat.contains(address) || address.to_string() == EXTERNAL_LINK_LOCAL);
         external.addresses.extend(snat.iter().filter(|address| !SNAT.both().contains(address)));
-        Interfaces { cluster, external, snat: snat.to_vec(), cluster_mac: CLUSTER_MAC, mtu: 1500 }
+        Interfaces {
+            cluster,
+            external,
+            snat: snat.to_vec(),
+            cluster_mac: CLUSTER_MAC,
+            external_mac: EXTERNAL_MAC,
+            mtu: 1500,
+        }
     }
 
     /// Puts rules, settings and addresses in force.
@@ -298,6 +310,21 @@ impl Rig {
     /// Gives a frame to a program.
     pub(crate) fn run_marked(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Run {
         let departure = self.feed(hook, frame, mark);
+        let moved = self.moved();
+        Run { hook, len: frame.len(), departure, moved }
+    }
+
+    /// Gives a frame to the XDP program before the tc program of an ingress hook.
+    pub(crate) fn run_xdp(&mut self, hook: Hook, frame: &[u8]) -> Run {
+        let direction = if hook == Hook::ClusterIngress { Direction::Request } else { Direction::Reply };
+        let departure = self.loaded.datapath.test_run_xdp(direction, frame);
+        let departure = departure.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let moved = self.moved();
+        Run { hook, len: frame.len(), departure, moved }
+    }
+
+    /// What the counters have counted since they were last looked at.
+    fn moved(&mut self) -> Counters {
         let now = self.counters();
         let mut moved = Counters::new();
         for (name, (packets, bytes)) in &now {
@@ -307,7 +334,7 @@ impl Rig {
             }
         }
         self.counted = now;
-        Run { hook, len: frame.len(), departure, moved }
+        moved
     }
 
     /// As [`run_marked`](Self::run_marked), with no look at the counters: for many frames.
@@ -444,6 +471,7 @@ impl Run {
             Outcome::On(verdict @ (Verdict::RequestRedirected | Verdict::ReplyRedirected)) => {
                 (verdict.name(), ACTION_REDIRECT)
             }
+            Outcome::On(verdict @ Verdict::Accelerated) => (verdict.name(), XDP_REDIRECT),
             Outcome::On(verdict) => (verdict.name(), ACTION_NEXT),
             Outcome::Drop(reason) => (reason.name(), ACTION_SHOT),
         };
@@ -451,6 +479,14 @@ impl Run {
         assert_eq!(self.moved, wanted, "counters");
         assert_eq!(self.departure.action, action, "action of {outcome:?}");
         self
+    }
+
+    /// Checks that an XDP program left the frame to the tc program, as it came and uncounted.
+    #[track_caller]
+    pub(crate) fn is_left(&self, frame: &[u8]) {
+        assert_eq!(self.departure.action, XDP_PASS, "action");
+        assert_eq!(self.moved, Counters::new(), "counters");
+        assert_eq!(self.departure.frame, frame);
     }
 
     /// Checks that the frame is as it came.

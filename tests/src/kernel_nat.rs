@@ -162,13 +162,13 @@ pub fn forward(lab: &Lab, external: Host, uplink: Uplink) -> Result<()> {
     })
 }
 
-fn make_link(lab: &Lab, uplink: Uplink) -> Result<String> {
-    let router = lab.router.name();
+fn make_link(lab: &Lab, uplink: Uplink) -> Result<()> {
     match uplink {
         Uplink::Macvlan => {
+            let router = lab.router.name();
             let words = ["link", "add", "link", MASTER, "name", EXTERNAL_INTERFACE, "netns", router, "type", "macvlan"];
-            lab.node.ip(words.into_iter().chain(["mode", "bridge"]))
+            lab.node.ip(words.into_iter().chain(["mode", "bridge"])).map(|_| ())
         }
-        Uplink::Veth => lab.node.ip(["link", "set", MASTER, "netns", router, "name", EXTERNAL_INTERFACE]),
+        Uplink::Veth => lab.give_uplink(),
     }
 }

@@ -32,7 +32,8 @@ pub struct Router {
     files: TempDir,
     bpffs: PathBuf,
     netns: String,
-    master_netns: String,
+    /// None: it adopts the external interface that is there.
+    master_netns: Option<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     agent: Option<Agent>,
@@ -69,7 +70,7 @@ impl Router {
             files,
             bpffs: Path::new(BPFFS).join(netns::unique_name("router")),
             netns: lab.router.name().to_owned(),
-            master_netns: lab.node.name().to_owned(),
+            master_netns: Some(lab.node.name().to_owned()),
             arguments: Vec::new(),
             environment: Vec::new(),
             agent: None,
@@ -83,6 +84,11 @@ impl Router {
     pub fn with_arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
+    }
+
+    /// Lets it use the external interface that is there.
+    pub fn adopt(&mut self) {
+        self.master_netns = None;
     }
 
     /// Gives the agent a variable of its environment, from its next start on.
@@ -276,7 +282,10 @@ impl Router {
     /// `egress-router VERB`, with where this router is.
     pub fn command(&self, verb: impl AsRef<OsStr>) -> Command {
         let mut command = self.reader(verb);
-        command.args(["--master-netns", &self.master_netns]);
+        match &self.master_netns {
+            Some(netns) => command.args(["--master-netns", netns]),
+            None => command.arg("--adopt"),
+        };
         command
     }
 

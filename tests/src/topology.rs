@@ -106,6 +106,14 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Moves the node's uplink into the router, as `net1`: an interface that is there before the router makes one.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn give_uplink(&self) -> Result<()> {
+        self.node.ip(["link", "set", MASTER, "netns", self.router.name(), "name", EXTERNAL_INTERFACE]).map(|_| ())
+    }
+
     /// The namespace that holds a server's address, if one does.
     pub fn server(&self, host: Host) -> Option<&Netns> {
         let [first, second] = &self.servers;

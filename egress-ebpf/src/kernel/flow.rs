@@ -17,6 +17,7 @@ use egress_ebpf::tcp::{self, seen};
 use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
+use super::established::Frame as _;
 use super::local::address_index;
 use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
 use super::packet::Packet;

@@ -4,6 +4,7 @@ use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Config, Direction, Flow, HopKind, Mark, config_flag};
 use egress_ebpf::verdict::Verdict;
 
+use super::established::Frame as _;
 use super::family::Family;
 use super::packet::{Ends, Hop, Packet};
 use super::parsed::Parsed;
@@ -31,31 +32,25 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     }
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
+    packet.set_mark(Mark::DONE);
+    let ifindex = out_of(scene.config, direction);
     let neighbour = &scene.work().neighbour;
-    let just_found = *neighbour != Addr::UNSPECIFIED;
-    send_on::<F>(packet, scene, flow, direction, just_found.then_some(neighbour))
+    // One that was just looked up is spoken to through the kernel, which then takes note that somebody does.
+    if *neighbour == Addr::UNSPECIFIED {
+        packet.redirect_to_link(ifindex, &flow.hop)?;
+    } else {
+        packet.redirect_to_neighbour::<F>(ifindex, neighbour)?;
+    }
+    Ok(redirected(direction))
 }
 
-/// Sends a packet that has both its ends to the flow's next hop: as the flow remembers it, or to a neighbour through the
-/// kernel, which then takes note that somebody speaks to it.
+/// What a packet is that was redirected by a tc program.
 #[inline(always)]
-pub(crate) fn send_on<F: Family>(
-    packet: &mut Packet,
-    scene: &Scene,
-    flow: &Flow,
-    direction: Direction,
-    neighbour: Option<&Addr>,
-) -> Outcome {
-    let ifindex = out_of(scene.config, direction);
-    packet.set_mark(Mark::DONE);
-    match neighbour {
-        Some(neighbour) => packet.redirect_to_neighbour::<F>(ifindex, neighbour)?,
-        None => packet.redirect_to_link(ifindex, &flow.hop)?,
-    }
-    Ok(match direction {
+pub(crate) fn redirected(direction: Direction) -> Verdict {
+    match direction {
         Direction::Request => Verdict::RequestRedirected,
         Direction::Reply => Verdict::ReplyRedirected,
-    })
+    }
 }
 
 /// The interface that packets of this direction leave by.

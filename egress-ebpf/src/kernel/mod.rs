@@ -14,15 +14,20 @@ pub(crate) mod packet;
 pub(crate) mod parsed;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod xdp;
 
-use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use aya_ebpf::programs::TcContext;
-use egress_ebpf::contract::{Config, Counter, Mark};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use egress_ebpf::contract::{Config, Counter, Direction, Mark};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index};
 
+use established::Frame as _;
+use family::{V4, V6};
 use maps::Work;
 use packet::Packet;
+use request::ether_type;
+use xdp::XdpFrame;
 
 /// Size of a helper's argument, as helpers take it.
 pub(crate) const fn size<T>() -> u32 {
@@ -76,7 +81,7 @@ pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -
         Ok(verdict) => {
             count(verdict_index(hook, verdict), len);
             match verdict {
-                Verdict::RequestRedirected | Verdict::ReplyRedirected => TC_ACT_REDIRECT,
+                Verdict::RequestRedirected | Verdict::ReplyRedirected | Verdict::Accelerated => TC_ACT_REDIRECT,
                 Verdict::Pass
                 | Verdict::Local
                 | Verdict::Rejected
@@ -90,6 +95,29 @@ pub(crate) fn run(ctx: TcContext, hook: Hook, program: fn(&mut Packet, &Scene) -
         Err(reason) => {
             count(drop_index(hook, reason), len);
             TC_ACT_SHOT
+        }
+    }
+}
+
+/// Runs the short way alone, in an XDP program: what it does not take goes on to the tc program of `hook`, as it came.
+#[inline(always)]
+pub(crate) fn accelerate(ctx: XdpContext, hook: Hook, direction: Direction) -> xdp_action::Type {
+    let mut frame = XdpFrame::new(ctx);
+    let len = u64::from(frame.len());
+    let forwarded = scene().and_then(|scene| match frame.ether_type()? {
+        ether_type::IPV4 => established::forward::<V4, _>(&mut frame, &scene, direction),
+        ether_type::IPV6 => established::forward::<V6, _>(&mut frame, &scene, direction),
+        _ => None,
+    });
+    match forwarded {
+        None => xdp_action::XDP_PASS,
+        Some(Ok(verdict)) => {
+            count(verdict_index(hook, verdict), len);
+            xdp_action::XDP_REDIRECT
+        }
+        Some(Err(reason)) => {
+            count(drop_index(hook, reason), len);
+            xdp_action::XDP_DROP
         }
     }
 }

@@ -13,11 +13,13 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
-use egress_ebpf::contract::{Config, LinkHop, Mark, config_flag};
+use egress_ebpf::contract::{Config, Direction, LinkHop, Mark, config_flag};
 use egress_ebpf::crc32c;
-use egress_ebpf::verdict::DropReason;
+use egress_ebpf::verdict::{DropReason, Verdict};
 
+use super::established::Frame;
 use super::family::{Family, V4, V6};
+use super::forward::redirected;
 use super::maps::Work;
 use super::parsed::{Coverage, Fragment, Kind, Parsed};
 use super::{answer, size, work};
@@ -47,6 +49,12 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// The first `len` of the bytes from `start` to `end`.
+    #[inline(always)]
+    pub(crate) fn new(start: usize, end: usize, len: u32) -> Option<Self> {
+        (start + len as usize <= end).then_some(Self { start, len })
+    }
+
     /// The `T` at `offset` from the start of the frame.
     #[inline(always)]
     pub(crate) fn read<T: Pod>(&self, offset: u32) -> Option<T> {
@@ -55,12 +63,29 @@ impl Head {
         Some(unsafe { at.read() }.0)
     }
 
+    /// Writes a `T` there.
     #[inline(always)]
-    fn write<T: Pod>(&self, offset: u32, value: &T) -> Option<()> {
+    pub(crate) fn write<T: Pod>(&self, offset: u32, value: &T) -> Option<()> {
         let at = self.at::<T>(offset)?;
         // SAFETY: as above, and the kernel makes the bytes ours alone before a program that writes them runs.
         unsafe { at.write(Even(*value)) };
         Some(())
+    }
+
+    /// Writes one hop less and new ends into the headers of a packet without options, and IPv4's header checksum.
+    #[inline(always)]
+    pub(crate) fn write_ends<F: Family>(&self, ttl: u8, addresses: Delta, ends: &Ends) -> Option<()> {
+        let hops_left = ttl.wrapping_sub(1);
+        if F::IS_V4 {
+            let old: u16 = self.read(L3 + F::CHECKSUM)?;
+            let new = addresses.even_byte(ttl, hops_left).apply(old);
+            self.write(L3 + F::CHECKSUM, &new)?;
+            self.write(L3 + F::SOURCE, &[ends.src.v4_word(), ends.dst.v4_word()])?;
+        } else {
+            self.write(L3 + F::SOURCE, &[ends.src, ends.dst])?;
+        }
+        self.write(L3 + F::TTL, &hops_left)?;
+        self.write(L3 + F::PLAIN, &[ends.src_port, ends.dst_port])
     }
 
     #[inline(always)]
@@ -88,12 +113,6 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn ctx(&self) -> &TcContext {
         &self.ctx
-    }
-
-    /// Bytes, link header included.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        self.ctx.len()
     }
 
     /// EtherType, network order, of the packet behind the link header.
@@ -142,26 +161,6 @@ impl Packet {
         }
     }
 
-    /// Whether the packet, or each segment that it will be cut into, fits the interface.
-    #[inline(always)]
-    pub(crate) fn fits(&self, config: &Config, ifindex: u32) -> bool {
-        if self.len() <= config.always_fits {
-            return true;
-        }
-        let mut mtu = 0_u32;
-        // SAFETY: the context is valid and `mtu` is the 32-bit number that the helper reads and writes.
-        let answer =
-            unsafe { bpf_check_mtu(self.ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS)) };
-        answer == 0
-    }
-
-    /// The first `len` bytes, if they lie together.
-    #[inline(always)]
-    pub(crate) fn head(&self, len: u32) -> Option<Head> {
-        let start = self.ctx.data();
-        (start + len as usize <= self.ctx.data_end()).then_some(Head { start, len })
-    }
-
     /// Copies a `T` at `offset` from the start of the frame.
     #[inline(always)]
     pub(crate) fn read<T: Pod>(&self, offset: u32) -> Result<T, DropReason> {
@@ -176,22 +175,6 @@ impl Packet {
         work.csum_ipv6 = config.flags & config_flag::CSUM_IPV6 != 0;
         let ctx = self.ctx.skb.skb;
         answer::decode(if F::IS_V4 { rewrite_v4(ctx, hop as u32) } else { rewrite_v6(ctx, hop as u32) })
-    }
-
-    /// As [`rewrite`](Self::rewrite), with a hop counted, for a packet whose headers lie in `head`: without options, of a
-    /// protocol with ports and an Internet checksum.
-    #[inline(always)]
-    pub(crate) fn rewrite_in_place<F: Family>(
-        &mut self,
-        config: &Config,
-        head: &Head,
-        parsed: &Parsed,
-        ends: &Ends,
-    ) -> Result<(), DropReason> {
-        let addresses = parsed.address_change(ends);
-        let ports = Delta::ZERO.port(parsed.src_port, ends.src_port).port(parsed.dst_port, ends.dst_port);
-        write_head::<F>(head, parsed.ttl, addresses, ends).ok_or(DropReason::Malformed)?;
-        self.replace_checksum::<F>(parsed, addresses, ports, config.flags & config_flag::CSUM_IPV6 != 0)
     }
 
     /// Changes the transport checksum by what the addresses and the ports change, if it covers them.
@@ -270,7 +253,7 @@ impl Packet {
         let mut hop = bpf_redir_neigh { nh_family: u32::from(F::ADDRESS_FAMILY), __bindgen_anon_1: address };
         // SAFETY: `hop` lives on the stack and its size goes with it.
         let action = unsafe { bpf_redirect_neigh(ifindex, &raw mut hop, size::<bpf_redir_neigh>().cast_signed(), 0) };
-        redirected(action)
+        expect_redirect(action)
     }
 
     /// Sends the packet out of an interface, to a link address.
@@ -280,7 +263,7 @@ impl Packet {
         head.write(0, hop).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
-        redirected(action)
+        expect_redirect(action)
     }
 
     #[inline(always)]
@@ -327,6 +310,65 @@ impl Packet {
     #[inline(always)]
     fn write<T: Pod>(&mut self, offset: u32, value: &T) -> Result<(), DropReason> {
         self.ctx.store(offset as usize, value, 0).map_err(|_errno| DropReason::KernelCall)
+    }
+}
+
+impl Frame for Packet {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn head(&self, len: u32) -> Option<Head> {
+        Head::new(self.ctx.data(), self.ctx.data_end(), len)
+    }
+
+    #[inline(always)]
+    fn is_for_router(&self, _config: &Config, _direction: Direction) -> bool {
+        self.is_for_host()
+    }
+
+    /// The kernel's helpers know what each packet's is, and so what to change in it.
+    #[inline(always)]
+    fn has_known_checksum<F: Family>(&self, _head: &Head, _parsed: &Parsed) -> Option<bool> {
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn fits(&self, config: &Config, ifindex: u32) -> bool {
+        if self.len() <= config.always_fits {
+            return true;
+        }
+        let mut mtu = 0_u32;
+        // SAFETY: the context is valid and `mtu` is the 32-bit number that the helper reads and writes.
+        let answer =
+            unsafe { bpf_check_mtu(self.ctx.skb.skb.cast(), ifindex, &raw mut mtu, 0, u64::from(BPF_MTU_CHK_SEGS)) };
+        answer == 0
+    }
+
+    #[inline(always)]
+    fn rewrite_in_place<F: Family>(
+        &mut self,
+        config: &Config,
+        head: &Head,
+        parsed: &Parsed,
+        ends: &Ends,
+    ) -> Result<(), DropReason> {
+        let (addresses, ports) = (parsed.address_change(ends), parsed.transport_port_change(ends));
+        head.write_ends::<F>(parsed.ttl, addresses, ends).ok_or(DropReason::Malformed)?;
+        self.replace_checksum::<F>(parsed, addresses, ports, config.flags & config_flag::CSUM_IPV6 != 0)
+    }
+
+    #[inline(always)]
+    fn send_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+        self.set_mark(Mark::DONE);
+        self.redirect_to_link(ifindex, hop)
+    }
+
+    #[inline(always)]
+    fn verdict(direction: Direction) -> Verdict {
+        redirected(direction)
     }
 }
 
@@ -393,7 +435,7 @@ extern "C" fn crc32c_multiply(a: u32, b: u32) -> u32 {
 
 impl Parsed {
     #[inline(always)]
-    fn address_change(&self, ends: &Ends) -> Delta {
+    pub(crate) fn address_change(&self, ends: &Ends) -> Delta {
         Delta::ZERO.addr(&self.src, &ends.src).addr(&self.dst, &ends.dst)
     }
 
@@ -403,30 +445,20 @@ impl Parsed {
         match self.kind {
             Kind::EchoRequest => Delta::ZERO.port(self.src_port, ends.src_port),
             Kind::EchoReply => Delta::ZERO.port(self.dst_port, ends.dst_port),
-            _ if self.has_ports => Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port),
+            _ if self.has_ports => self.transport_port_change(ends),
             _ => Delta::ZERO,
         }
     }
-}
 
-/// Writes one hop less and new ends into the headers of a packet without options, and IPv4's header checksum.
-#[inline(always)]
-fn write_head<F: Family>(head: &Head, ttl: u8, addresses: Delta, ends: &Ends) -> Option<()> {
-    let hops_left = ttl.wrapping_sub(1);
-    if F::IS_V4 {
-        let old: u16 = head.read(L3 + F::CHECKSUM)?;
-        let new = addresses.even_byte(ttl, hops_left).apply(old);
-        head.write(L3 + F::CHECKSUM, &new)?;
-        head.write(L3 + F::SOURCE, &[ends.src.v4_word(), ends.dst.v4_word()])?;
-    } else {
-        head.write(L3 + F::SOURCE, &[ends.src, ends.dst])?;
+    /// Of a packet of a protocol that has ports.
+    #[inline(always)]
+    pub(crate) fn transport_port_change(&self, ends: &Ends) -> Delta {
+        Delta::ZERO.port(self.src_port, ends.src_port).port(self.dst_port, ends.dst_port)
     }
-    head.write(L3 + F::TTL, &hops_left)?;
-    head.write(L3 + F::PLAIN, &[ends.src_port, ends.dst_port])
 }
 
 #[inline(always)]
-fn redirected(action: i64) -> Result<(), DropReason> {
+fn expect_redirect(action: i64) -> Result<(), DropReason> {
     if action == i64::from(TC_ACT_REDIRECT) { Ok(()) } else { Err(DropReason::KernelCall) }
 }
 

@@ -13,6 +13,7 @@ use egress_ebpf::tcp::flag;
 use egress_ebpf::timeout::{SECOND_NS, protocol};
 use egress_ebpf::verdict::DropReason;
 
+use super::established::Frame as _;
 use super::family::{Family, V4, V6};
 use super::maps::FRAGMENTS;
 use super::packet::{L3, Packet};
@@ -190,8 +191,7 @@ fn read<F: Family>(ctx: *mut __sk_buff, at: u32, part: u32) -> Result<(), DropRe
             parsed.cover(Coverage::Addresses, 6);
         }
         protocol::SCTP => {
-            parsed.kind = Kind::Sctp;
-            parsed.least = 12;
+            parsed.set_sctp();
             if whole {
                 // Twelve bytes of header, then the first chunk, which starts with its type.
                 parsed.flags = sctp::flags(packet.read(parsed.l4 + 12).unwrap_or(0));
@@ -247,6 +247,14 @@ impl Parsed {
         self.kind = Kind::Udp;
         self.least = 8;
         self.cover(Coverage::Optional, 6);
+    }
+
+    /// Its checksum covers no address.
+    #[inline(always)]
+    pub(crate) fn set_sctp(&mut self) {
+        self.kind = Kind::Sctp;
+        self.least = 12;
+        self.coverage = Coverage::None;
     }
 
     #[inline(always)]

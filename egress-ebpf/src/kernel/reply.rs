@@ -28,7 +28,7 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn reply<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Reply) {
+    if let Some(outcome) = established::forward::<F, _>(packet, scene, Direction::Reply) {
         return outcome;
     }
     let parsed = parse::<F>(packet)?;

@@ -34,7 +34,7 @@ pub(crate) fn ingress(packet: &mut Packet, scene: &Scene) -> Outcome {
 
 #[inline(always)]
 fn request<F: Family>(packet: &mut Packet, scene: &Scene) -> Outcome {
-    if let Some(outcome) = established::forward::<F>(packet, scene, Direction::Request) {
+    if let Some(outcome) = established::forward::<F, _>(packet, scene, Direction::Request) {
         return outcome;
     }
     let parsed = parse::<F>(packet)?;

@@ -401,6 +401,7 @@ impl Router {
             external: interface(&place.external_interface),
             snat: Vec::new(),
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 0,
         }
     }
@@ -479,6 +480,7 @@ fn interfaces(place: &Place, observed: &Observed, desired: &Desired) -> Interfac
         },
         snat,
         cluster_mac: observed.cluster.mac.map_or([0; 6], |mac| mac.0),
+        external_mac: observed.external.as_ref().and_then(|external| external.mac).map_or([0; 6], |mac| mac.0),
         mtu: observed.external.as_ref().map_or(0, |external| external.mtu).min(observed.cluster.mtu),
     }
 }

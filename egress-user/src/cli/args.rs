@@ -542,10 +542,15 @@ pub struct Target {
     pub bpffs: PathBuf,
 }
 
-/// Where the link's master is.
+/// What the external interface is.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Link")]
 pub struct Master {
+    /// Use the external interface that is there, of whatever kind (a virtual function, a device of the host, a veth), instead
+    /// of making a macvlan; it gets the specification's addresses, and stays when the router goes.
+    #[arg(long, conflicts_with = "master_netns")]
+    pub adopt: bool,
+
     /// Network namespace of the external interface's master [default: the host's, by way of process 1]
     #[arg(long, value_name = "NAME|PATH")]
     pub master_netns: Option<Netns>,
@@ -555,7 +560,7 @@ pub struct Master {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Datapath")]
 pub struct Datapath {
-    /// How the programs are attached; `auto` takes tcx where the kernel has it.
+    /// How the programs are attached.
     #[arg(long, value_enum, default_value_t)]
     pub hook: Hook,
 
@@ -677,7 +682,7 @@ mod tests {
             "run --spec f --flows 16777217",
             "run --spec f --snat-ports 9",
             "run --spec f --local-port 80",
-            "run --spec f --hook xdp",
+            "run --spec f --hook dpdk",
             "run --spec f --existing-flows drain",
             "run --spec f --cluster-interface a/b",
             "run --spec f --external-interface longer-than-fifteen",

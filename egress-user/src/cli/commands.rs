@@ -408,16 +408,18 @@ fn router(target: &Target, master: Option<&args::Master>, hook: Hook, settings: 
 /// Opens the namespaces. Without `master`, the router's stands for it.
 fn place(target: &Target, master: Option<&args::Master>) -> anyhow::Result<Place> {
     let router = router_netns(target)?;
-    let master = match master {
-        Some(args::Master { master_netns: Some(netns) }) => NetnsRef::Path(netns.path().to_owned()).open()?,
-        Some(args::Master { master_netns: None }) => Netns::host().context("give --master-netns")?,
+    let namespace = match master {
+        Some(args::Master { adopt: true, .. }) => router.clone(),
+        Some(args::Master { master_netns: Some(netns), .. }) => NetnsRef::Path(netns.path().to_owned()).open()?,
+        Some(args::Master { master_netns: None, .. }) => Netns::host().context("give --master-netns")?,
         None => router.clone(),
     };
     Ok(Place {
         router,
-        master,
+        master: namespace,
         cluster_interface: target.cluster_interface.clone(),
         external_interface: target.external_interface.clone(),
+        adopt: master.is_some_and(|args| args.adopt),
         reply_mark: Some(REPLY_MARK),
     })
 }
@@ -436,6 +438,8 @@ fn router_netns(target: &Target) -> anyhow::Result<Netns> {
 fn hook(datapath: &args::Datapath) -> Hook {
     match datapath.hook {
         values::Hook::Auto => Hook::Auto,
+        values::Hook::Tc => Hook::Tc,
+        values::Hook::Xdp => Hook::Xdp,
         values::Hook::Tcx => Hook::Tcx,
         values::Hook::Clsact => Hook::Clsact,
     }

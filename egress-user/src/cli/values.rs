@@ -40,9 +40,13 @@ impl From<LogLevel> for tracing::Level {
 /// How the programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Hook {
-    /// The best that the kernel has.
+    /// The best that the kernel has; XDP programs too, where both interfaces are hardware that takes them.
     #[default]
     Auto,
+    /// The best that the kernel has, without XDP.
+    Tc,
+    /// XDP programs before the others, on any interface that takes them; an error where one does not.
+    Xdp,
     /// As tcx links, Linux 6.6 or newer.
     Tcx,
     /// As filters of a clsact qdisc.

@@ -1,4 +1,4 @@
-//! Programs on interfaces: tcx links where the kernel has them (6.6), clsact filters before that.
+//! tc programs on interfaces: tcx links where the kernel has them (6.6), clsact filters before that.
 //!
 //! Everything here has to run on a thread inside the router's namespace: interfaces are looked up by name there.
 
@@ -18,9 +18,13 @@ use super::{DatapathError, Interfaces, PinDir, clsact};
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hook {
-    /// tcx if the kernel has it, else clsact.
+    /// As [`Tc`](Self::Tc), and XDP programs before them where both interfaces are hardware that takes them.
     #[default]
     Auto,
+    /// tcx if the kernel has it, else clsact.
+    Tc,
+    /// As [`Tc`](Self::Tc), and XDP programs before them, or an error.
+    Xdp,
     /// Pinned tcx links.
     Tcx,
     /// Filters of the clsact qdisc.
@@ -31,6 +35,8 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
         })
@@ -77,7 +83,7 @@ pub(super) fn attach(
     match how {
         Hook::Clsact => Ok((attach_clsact(program, hook, interfaces, pins)?, Hook::Clsact)),
         Hook::Tcx => Ok((attach_tcx(program, hook, interfaces, pins)?, Hook::Tcx)),
-        Hook::Auto => match attach_tcx(program, hook, interfaces, pins) {
+        Hook::Auto | Hook::Tc | Hook::Xdp => match attach_tcx(program, hook, interfaces, pins) {
             Ok(attached) => Ok((attached, Hook::Tcx)),
             Err(error) if lacks_tcx(&error) => Ok((attach_clsact(program, hook, interfaces, pins)?, Hook::Clsact)),
             Err(error) => Err(error),
@@ -113,7 +119,7 @@ fn attach_tcx(
     }
     if let Some(link) = live {
         let info = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?;
-        if is_same(info.program_id(), program, pins) {
+        if is_same(info.program_id(), program.info(), pins) {
             return Ok(Attached::Unchanged);
         }
         let link = SchedClassifierLink::try_from(link).map_err(|source| pin_error("read link", &pin, source))?;
@@ -150,7 +156,7 @@ pub(super) fn is_attached(
     let tcx = || Ok::<_, DatapathError>(live_link(&pin, interface, attach_type)?.is_some());
     let clsact = || Ok::<_, DatapathError>(!our_filters(hook, interfaces)?.is_empty());
     Ok(match how {
-        Hook::Auto => tcx()? || clsact()?,
+        Hook::Auto | Hook::Tc | Hook::Xdp => tcx()? || clsact()?,
         Hook::Tcx => tcx()?,
         Hook::Clsact => clsact()? && !pin.exists(),
     })
@@ -196,8 +202,8 @@ fn live_link(
 }
 
 /// Whether the program of this id does what a loaded one would: the same instructions on the same pinned tables.
-fn is_same(id: u32, program: &SchedClassifier, pins: &PinDir) -> bool {
-    let (Ok(new), Some(old)) = (program.info(), loaded_programs().flatten().find(|info| info.id() == id)) else {
+pub(super) fn is_same(id: u32, program: Result<ProgramInfo, ProgramError>, pins: &PinDir) -> bool {
+    let (Ok(new), Some(old)) = (program, loaded_programs().flatten().find(|info| info.id() == id)) else {
         return false;
     };
     let tables = |info: &ProgramInfo| info.map_ids().ok().flatten().unwrap_or_default();
@@ -217,7 +223,7 @@ fn attach_clsact(
     let present = our_filters(hook, interfaces)?;
     let pin = pins.link(hook.name());
     if let [filter] = present.as_slice()
-        && is_same(filter.program_id, program, pins)
+        && is_same(filter.program_id, program.info(), pins)
         && !pin.exists()
     {
         return Ok(Attached::Unchanged);
@@ -289,7 +295,7 @@ fn attach_error(hook: Place, interface: &str, source: ProgramError) -> DatapathE
     }
 }
 
-fn pin_error(
+pub(super) fn pin_error(
     action: &'static str,
     path: &std::path::Path,
     source: impl std::error::Error + Send + Sync + 'static,

@@ -141,7 +141,7 @@ fn index(interface: &str) -> io::Result<Option<i32>> {
 }
 
 /// Runs `work` with a netlink connection of the calling thread's namespace.
-fn ask<T>(work: impl AsyncFnOnce(Handle) -> Result<T, Error>) -> io::Result<T> {
+pub(super) fn ask<T>(work: impl AsyncFnOnce(Handle) -> Result<T, Error>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let (connection, handle, _messages) = rtnetlink::new_connection()?;

@@ -65,6 +65,23 @@ pub enum DatapathError {
         #[source]
         source: std::io::Error,
     },
+    /// `--hook xdp` asks for what a device cannot do.
+    #[error("{interface} is not for XDP: {reason}; `--hook tc` does without")]
+    UnfitForXdp {
+        /// Name of the interface.
+        interface: String,
+        /// Why.
+        reason: String,
+    },
+    /// The kernel does not tell about a device.
+    #[error("find out what {interface} can do for XDP")]
+    Device {
+        /// Name of the interface.
+        interface: String,
+        /// The kernel's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file of the pin directory could not be handled.
     #[error("{action} {}", path.display())]
     Pin {

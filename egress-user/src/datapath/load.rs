@@ -9,7 +9,7 @@ use egress_ebpf::verdict::Hook as Place;
 use super::attach::{self, Attached, Hook, ORDER};
 use super::error::hint;
 use super::maps::{Maps, check_pins};
-use super::{DatapathError, Interfaces, PinDir, Tables, object};
+use super::{DatapathError, Interfaces, PinDir, Tables, object, xdp};
 
 /// Programs loaded, maps pinned.
 pub struct Datapath {
@@ -24,8 +24,10 @@ pub struct Datapath {
 /// What [`Datapath::install`] and [`Datapath::attach`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// How programs are attached.
+    /// How the tc programs are attached.
     pub hook: Hook,
+    /// Whether XDP programs are attached before them.
+    pub xdp: bool,
     /// Whether anything was attached or replaced.
     pub changed: bool,
 }
@@ -73,6 +75,10 @@ impl Datapath {
         let mut ebpf = loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
+        }
+        for place in xdp::Place::ALL {
+            let (program, name) = (xdp::program(&mut ebpf, place.name())?, place.name());
+            load(name, || program.load())?;
         }
         let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
         let maps = Maps::open(pins)?;
@@ -155,7 +161,7 @@ impl Datapath {
     /// When the kernel refuses one; those that this call newly attached are then detached again.
     pub fn attach(&mut self, interfaces: &Interfaces, hook: Hook) -> Result<Installed, DatapathError> {
         let mut done: Vec<Place> = Vec::new();
-        let mut installed = Installed { hook, changed: false };
+        let mut installed = Installed { hook, xdp: false, changed: false };
         for place in ORDER {
             let program = program(&mut self.ebpf, place.name())?;
             match attach::attach(program, place, interfaces, &self.pins, installed.hook) {
@@ -166,15 +172,14 @@ impl Datapath {
                         done.push(place);
                     }
                 }
-                Err(error) => {
-                    for place in done {
-                        let _ = std::fs::remove_file(self.pins.link(place.name()));
-                        let _ = attach::detach_clsact(place, interfaces);
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(self.detach(&done, interfaces, error)),
             }
         }
+        match xdp::attach(&mut self.ebpf, interfaces, &self.pins, hook) {
+            Ok(changed) => installed.changed |= changed,
+            Err(error) => return Err(self.detach(&done, interfaces, error)),
+        }
+        installed.xdp = xdp::is_attached(&self.pins);
         // Programs of another version would translate once more what ours have.
         for other in self.pins.others() {
             installed.changed = true;
@@ -186,6 +191,15 @@ impl Datapath {
             other.remove().map_err(|mut errors| errors.swap_remove(0))?;
         }
         Ok(installed)
+    }
+
+    /// Undoes what an [`attach`](Self::attach) did before it failed.
+    fn detach(&self, done: &[Place], interfaces: &Interfaces, failed: DatapathError) -> DatapathError {
+        for place in done {
+            let _ = std::fs::remove_file(self.pins.link(place.name()));
+            let _ = attach::detach_clsact(*place, interfaces);
+        }
+        failed
     }
 
     /// Programs of others that packets meet before they meet ours at an entrance, or after ours at an exit, each with its
@@ -232,6 +246,7 @@ impl Datapath {
                 missing.push((place.name(), attach::place(place, interfaces).0.to_owned()));
             }
         }
+        missing.extend(xdp::missing(pins, interfaces, hook)?);
         Ok(missing)
     }
 
@@ -244,6 +259,10 @@ impl Datapath {
     pub fn delete(pins: &PinDir, interfaces: &Interfaces) -> Result<bool, Vec<DatapathError>> {
         let mut errors = Vec::new();
         let mut found = false;
+        match xdp::detach(pins) {
+            Ok(detached) => found |= detached,
+            Err(error) => errors.push(error),
+        }
         // The entrance first: nothing is translated any more when the guard goes.
         for place in ORDER.into_iter().rev() {
             match attach::detach_clsact(place, interfaces) {
@@ -270,9 +289,13 @@ const LOAD_TRIES: u32 = 5;
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
     let program = program(ebpf, name)?;
+    load(name, || program.load())
+}
+
+fn load(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), DatapathError> {
     let mut tries = 1;
     loop {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == std::io::ErrorKind::WouldBlock && tries < LOAD_TRIES =>
             {

@@ -14,6 +14,7 @@
 mod attach;
 mod batch;
 mod clsact;
+mod device;
 mod error;
 mod flows;
 mod journal;
@@ -28,6 +29,7 @@ mod tally;
 mod test_run;
 mod trace;
 mod verified;
+mod xdp;
 
 pub use attach::{Attached, Hook};
 pub use error::DatapathError;

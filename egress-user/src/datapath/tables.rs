@@ -33,6 +33,8 @@ pub struct Interfaces {
     pub snat: Vec<IpAddr>,
     /// Link address of the cluster interface.
     pub cluster_mac: [u8; 6],
+    /// Link address of the external interface.
+    pub external_mac: [u8; 6],
     /// The smaller of the two interfaces' MTU, without link header.
     pub mtu: u32,
 }
@@ -124,7 +126,7 @@ impl Tables {
                 changed_ns: 0,
                 always_fits: interfaces.mtu.min(SMALL) + ETHERNET_HEADER,
                 cluster_mac: interfaces.cluster_mac,
-                pad: [0; 6],
+                external_mac: interfaces.external_mac,
                 snat_slots: [0; SOURCES_PER_SIDE as usize],
             },
             rules: entries,
@@ -214,6 +216,7 @@ mod tests {
             external: interface("net1", &["192.168.12.99"]),
             snat: vec!["192.168.12.99".parse().unwrap()],
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 1500,
         };
         let tables = Tables::new(&rules, &settings, &interfaces).unwrap();
@@ -234,6 +237,7 @@ mod tests {
             external: interface("net1", &[]),
             snat: vec![],
             cluster_mac: [0; 6],
+            external_mac: [0; 6],
             mtu: 1500,
         };
         let error = Tables::new(&RuleTable::default(), &Settings::default(), &interfaces).unwrap_err();

@@ -4,10 +4,11 @@
 //! how tests ask it what it makes of a frame; nothing in the product calls it.
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use egress_ebpf::contract::Direction;
 use egress_ebpf::verdict::Hook;
 
 use super::error::hint;
-use super::{Datapath, DatapathError};
+use super::{Datapath, DatapathError, xdp};
 
 /// A frame as it comes to a program.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub struct Arrival<'a> {
 /// What a program made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Departure {
-    /// The program's return value, one of `TC_ACT_*`.
+    /// The program's return value, one of `TC_ACT_*`, or of `XDP_*`.
     pub action: i32,
     /// The frame.
     pub frame: Vec<u8>,
@@ -64,5 +65,25 @@ impl Datapath {
         let result = program.ok_or(missing)?.test_run(options).map_err(refused)?;
         frame.truncate(usize::try_from(result.data_size_out).unwrap_or(FRAME_BYTES));
         Ok(Departure { action: result.return_value.cast_signed(), frame, mark: context_out[MARK] })
+    }
+
+    /// Runs the XDP program of one direction once, on a frame of which `mark` and `ifindex` mean nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`test_run`](Self::test_run).
+    pub fn test_run_xdp(&mut self, direction: Direction, frame: &[u8]) -> Result<Departure, DatapathError> {
+        let place = match direction {
+            Direction::Request => xdp::Place::Request,
+            Direction::Reply => xdp::Place::Reply,
+        };
+        let refused = |source| DatapathError::Program { program: place.name(), hint: hint(&source), source };
+        let mut out = vec![0; FRAME_BYTES];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        let result = xdp::program(&mut self.ebpf, place.name())?.test_run(options).map_err(refused)?;
+        out.truncate(usize::try_from(result.data_size_out).unwrap_or(FRAME_BYTES));
+        Ok(Departure { action: result.return_value.cast_signed(), frame: out, mark: 0 })
     }
 }

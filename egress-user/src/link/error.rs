@@ -166,7 +166,10 @@ pub enum LinkError {
         fault: MasterFault,
     },
     /// An interface of the right name exists that is not ours and differs.
-    #[error("interface {interface} in network namespace {netns} exists and is another one: {}", list(differences))]
+    #[error(
+        "interface {interface} in network namespace {netns} exists and is another one: {}; `--adopt` uses it as it is",
+        list(differences)
+    )]
     Mismatch {
         /// The external interface's name.
         interface: String,

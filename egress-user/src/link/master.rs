@@ -12,8 +12,8 @@ use crate::compile::{Address, LinkPlan, MacvlanMode};
 pub(super) struct Ground<'a> {
     pub(super) state: &'a Snapshot,
     pub(super) label: &'a str,
-    /// Interfaces that are never inferred: in the router's own namespace, its two interfaces.
-    pub(super) reserved: &'a [&'a str],
+    /// Names of interfaces that are never inferred: in the router's own namespace, its two interfaces.
+    pub(super) reserved: [&'a str; 2],
 }
 
 impl<'a> Ground<'a> {

@@ -81,8 +81,11 @@ pub struct Place {
     pub master: Netns,
     /// The interface that clients come in by, as `eth0`. Exists.
     pub cluster_interface: String,
-    /// The interface to the outside, as `net1`. Made here.
+    /// The interface to the outside, as `net1`. Made here, a macvlan, unless it is to be adopted.
     pub external_interface: String,
+    /// Whether the external interface is there already, of whatever kind, and is used as it is: a virtual function, a host's
+    /// device, a veth. Its `master` is then the router's namespace.
+    pub adopt: bool,
     /// The mark that the datapath leaves on replies which the kernel forwards, if it does: with it, the kernel's
     /// ICMPv6 errors about them find the way back.
     pub reply_mark: Option<Mark>,
@@ -114,6 +117,7 @@ pub fn plan(place: &Place, router: &RouterName, link: &LinkPlan, hosts: &[IpAddr
     plan::compute(plan::Inputs {
         cluster_interface: &place.cluster_interface,
         external_interface: &place.external_interface,
+        adopt: place.adopt,
         router,
         link,
         hosts,

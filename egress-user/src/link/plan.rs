@@ -56,6 +56,8 @@ impl Plan {
 pub(super) struct Inputs<'a> {
     pub(super) cluster_interface: &'a str,
     pub(super) external_interface: &'a str,
+    /// See [`Place::adopt`](super::Place::adopt).
+    pub(super) adopt: bool,
     pub(super) router: &'a RouterName,
     pub(super) link: &'a LinkPlan,
     /// Whom the router is to reach.
@@ -80,13 +82,40 @@ pub(super) const ALIAS_PREFIX: &str = "egress-router ";
 
 /// The steps from what is to what is wanted.
 pub(super) fn compute(inputs: Inputs<'_>) -> Result<Plan, LinkError> {
-    let Inputs { external_interface, link, here, .. } = inputs;
-    let first = link.addresses.first().ok_or(LinkError::NoAddress)?.net.addr();
+    let first = inputs.link.addresses.first().ok_or(LinkError::NoAddress)?.net.addr();
     check_interfaces(inputs)?;
     check_addresses(inputs)?;
+    let Link { ground, master, mac, stage } = if inputs.adopt { given(inputs)? } else { made(inputs, first)? };
+    let LinkStage { changes: mut link_stage, present, adopted } = stage;
+    if present.is_some() {
+        link_stage.extend(settings::changes(settings::external(inputs), |key| inputs.here.sysctl(key)));
+    }
+    let claim_stage = claim_stage(inputs, master, present);
 
-    let reserved: &[&str] = if inputs.there.is_none() { &[inputs.cluster_interface, external_interface] } else { &[] };
-    let ground = Ground { state: inputs.there.unwrap_or(here), label: inputs.there_label, reserved };
+    let touches_the_wire = link_stage.iter().any(|change| matches!(change, Change::CreateLink(_)))
+        || claim_stage.iter().any(|change| matches!(change, Change::Probe { .. }));
+    // One that was given may be down until it is set up.
+    if touches_the_wire && (!inputs.adopt || master.up) {
+        master::check_usable(ground, master)?;
+    }
+    Ok(Plan { master: master.name.clone(), mac, adopted, link_stage, claim_stage })
+}
+
+/// The external interface and what it sits on.
+struct Link<'a> {
+    ground: Ground<'a>,
+    /// What reaches the wire: the macvlan's master, or the interface itself.
+    master: &'a Interface,
+    mac: Mac,
+    stage: LinkStage<'a>,
+}
+
+/// A macvlan of ours.
+fn made(inputs: Inputs<'_>, first: IpAddr) -> Result<Link<'_>, LinkError> {
+    let Inputs { external_interface, link, here, .. } = inputs;
+    let own =
+        Ground { state: here, label: inputs.there_label, reserved: [inputs.cluster_interface, external_interface] };
+    let ground = inputs.there.map_or(own, |there| Ground { state: there, reserved: [""; 2], ..own });
     let master = master::choose(ground, link)?;
     check_hosts(inputs, master)?;
 
@@ -108,19 +137,21 @@ pub(super) fn compute(inputs: Inputs<'_>) -> Result<Plan, LinkError> {
     if same_link.is_none() {
         master::check(ground, master, link)?;
     }
-    let LinkStage { changes: mut link_stage, present, adopted } = link_stage(inputs, &wanted, master)?;
-    if present.is_some() {
-        link_stage.extend(settings::changes(settings::external(inputs), |key| here.sysctl(key)));
-    }
-    let claim_stage = claim_stage(inputs, master, present);
-
-    let touches_the_wire = link_stage.iter().any(|change| matches!(change, Change::CreateLink(_)))
-        || claim_stage.iter().any(|change| matches!(change, Change::Probe { .. }));
-    if touches_the_wire {
-        master::check_usable(ground, master)?;
-    }
     let mac = derived.or(master.mac).unwrap_or(Mac([0; 6]));
-    Ok(Plan { master: master.name.clone(), mac, adopted, link_stage, claim_stage })
+    Ok(Link { ground, master, mac, stage: link_stage(inputs, &wanted, master)? })
+}
+
+/// An interface that is there, and stays.
+fn given(inputs: Inputs<'_>) -> Result<Link<'_>, LinkError> {
+    let ground = Ground { state: inputs.here, label: inputs.here_label, reserved: [""; 2] };
+    let interface = inputs.here.interface(inputs.external_interface).ok_or_else(|| LinkError::NoInterface {
+        interface: inputs.external_interface.to_owned(),
+        netns: inputs.here_label.to_owned(),
+    })?;
+    master::check(ground, interface, inputs.link)?;
+    let mac = interface.mac.unwrap_or(Mac([0; 6]));
+    let stage = LinkStage { changes: Vec::new(), present: Some(interface), adopted: true };
+    Ok(Link { ground, master: interface, mac, stage })
 }
 
 fn check_interfaces(inputs: Inputs<'_>) -> Result<(), LinkError> {

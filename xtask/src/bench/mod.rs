@@ -56,7 +56,7 @@ pub(crate) struct Args {
 enum Workload {
     /// Cost of a small UDP packet
     UdpSmall,
-    /// The same where net1 is a veth, which takes XDP programs; peers only, as the router makes a macvlan
+    /// The same where net1 is a veth, which takes XDP programs
     UdpSmallVeth,
     /// TCP connections in a second
     Crr,
@@ -98,7 +98,9 @@ impl Workload {
             Self::Crr | Self::Rr | Self::Streams => &Path::BOTH_WAYS,
             Self::Memory => &[Path::Tc, Path::Nft],
             Self::Programs | Self::Restart => &[Path::Tc],
-            Self::UdpSmallVeth => &[Path::Nft, Path::Iptables, Path::Forward, Path::Redirect, Path::Floor],
+            Self::UdpSmallVeth => {
+                &[Path::Tc, Path::Xdp, Path::Nft, Path::Iptables, Path::Forward, Path::Redirect, Path::Floor]
+            }
             Self::Rules | Self::Flows | Self::Swap | Self::Api => &[],
         }
     }

@@ -47,13 +47,16 @@ const fn ratio(name: &'static str, ours: (&'static str, Path), peer: (&'static s
 }
 
 use Bound::{AtLeast, AtMost, Open};
-use Path::{Forward, Iptables, Nft, Redirect, Tc};
+use Path::{Forward, Iptables, Nft, Redirect, Tc, Xdp};
 
 const RATIOS: &[Ratio] = &[
     ratio("tc_vs_nft_udp_small", ("udp-small", Tc), ("udp-small", Nft), AtMost(0.60)),
     ratio("tc_vs_iptables_udp_small", ("udp-small", Tc), ("udp-small", Iptables), Open),
     ratio("tc_vs_forward_udp_small", ("udp-small", Tc), ("udp-small", Forward), AtMost(1.15)),
     ratio("tc_vs_redirect_udp_small", ("udp-small", Tc), ("udp-small", Redirect), Open),
+    ratio("xdp_vs_nft_udp_small", ("udp-small", Xdp), ("udp-small", Nft), AtMost(0.45)),
+    ratio("xdp_vs_tc_udp_small", ("udp-small", Xdp), ("udp-small", Tc), Open),
+    ratio("xdp_vs_forward_udp_small", ("udp-small", Xdp), ("udp-small", Forward), Open),
     ratio("forward_vs_nft_udp_small", ("udp-small", Forward), ("udp-small", Nft), Open),
     ratio("crr_vs_nft", ("crr", Tc), ("crr", Nft), AtLeast(1.2)),
     ratio("crr_vs_iptables", ("crr", Tc), ("crr", Iptables), Open),
@@ -89,6 +92,8 @@ pub(super) fn bound(name: &str) -> Bound {
 pub(super) fn add(record: &mut Record) {
     for (uplink, uplink_suffix) in [("macvlan", ""), ("veth", "_veth")] {
         for ratio in RATIOS {
+            // XDP programs there are on the veth alone, which needs no saying.
+            let uplink_suffix = if ratio.ours.1 == Xdp { "" } else { uplink_suffix };
             for (family, suffix) in [(None, ""), (Some(4), ""), (Some(6), "_v6")] {
                 let values = |(workload, path): (&str, Path)| {
                     let found = record.figures().map(|(subject, _)| subject).find(|subject| {

@@ -28,6 +28,8 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 pub(super) enum Path {
     /// egress-router, its tc programs.
     Tc,
+    /// The same, with its XDP programs before them.
+    Xdp,
     /// The same, with the kernel's stack between ingress and egress for every packet.
     TcSlow,
     /// The original's rules, nftables.
@@ -48,7 +50,7 @@ impl Path {
 
     /// Whether egress-router is what forwards.
     fn is_ours(self) -> bool {
-        matches!(self, Self::Tc | Self::TcSlow)
+        matches!(self, Self::Tc | Self::Xdp | Self::TcSlow)
     }
 
     /// Whether clients speak to the router, and not to the destination itself.
@@ -65,6 +67,7 @@ impl Path {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Tc => "tc",
+            Self::Xdp => "xdp",
             Self::TcSlow => "tc-slow",
             Self::Nft => "nft",
             Self::Iptables => "iptables",
@@ -197,10 +200,23 @@ impl Rig {
         let source = Source::load(&parts.object)?;
         let mut rig = Self { path, uplink, router: None, source, lab, rules: rules.clone(), family: Family::V4 };
         match path {
-            Path::Tc | Path::TcSlow => {
-                let fast = if path == Path::Tc { "on" } else { "off" };
-                let mut router = Router::of(&rig.lab, &rules.spec(), parts.binary.clone())?
-                    .with_arguments([format!("--flows={flows}"), format!("--fast-path={fast}")]);
+            Path::Tc | Path::Xdp | Path::TcSlow => {
+                let fast = if path == Path::TcSlow { "off" } else { "on" };
+                let hook = if path == Path::Xdp { "xdp" } else { "tc" };
+                let mut router = Router::of(&rig.lab, &rules.spec(), parts.binary.clone())?.with_arguments([
+                    format!("--flows={flows}"),
+                    format!("--fast-path={fast}"),
+                    format!("--hook={hook}"),
+                ]);
+                if uplink == Uplink::Veth {
+                    rig.lab.give_uplink()?;
+                    router.adopt();
+                }
+                if path == Path::Xdp {
+                    // A veth takes redirected frames once it polls.
+                    set_offload(&rig.lab.client, CLIENT_INTERFACE, "gro", true)?;
+                    set_offload(&rig.lab.outside, OUTSIDE_INTERFACE, "gro", true)?;
+                }
                 router.start()?;
                 rig.router = Some(router);
             }
@@ -213,7 +229,7 @@ impl Rig {
             Path::Redirect => {
                 rig.source.redirect_at(&rig.lab.router, CLUSTER_INTERFACE, EXTERNAL_INTERFACE, ON_LINK.both())?;
             }
-            Path::Tc | Path::TcSlow | Path::Forward => {}
+            Path::Tc | Path::Xdp | Path::TcSlow | Path::Forward => {}
         }
         if path == Path::Nft || path == Path::Iptables {
             // Devices check checksums; the source's frames come from none, and the rules shall not pay for that.

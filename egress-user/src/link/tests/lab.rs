@@ -142,6 +142,7 @@ impl Lab {
             master: self.host.netns.clone(),
             cluster_interface: "eth0".to_owned(),
             external_interface: "net1".to_owned(),
+            adopt: false,
             reply_mark: None,
         }
     }

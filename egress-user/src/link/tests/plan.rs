@@ -60,6 +60,7 @@ fn plan_to(hosts: &[IpAddr], here: &Snapshot, there: &Snapshot, link: &LinkPlan)
         router: &router_name(),
         link,
         hosts,
+        adopt: false,
         reply_mark: None,
         here,
         here_label: "router",
