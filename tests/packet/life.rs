@@ -239,6 +239,18 @@ fn an_expired_flow_that_comes_back_follows_the_rules_of_today() {
 }
 
 #[test]
+fn an_expired_flow_that_comes_back_has_its_own_port_if_that_is_free_by_then() {
+    rig::both(|rig, family| {
+        rig.request(&Frame::request(client(1, family, PORT), at(ROUTER, family, UDP_MOVED), Body::Udp));
+        assert_ne!(rig.source_port(&udp(family, PORT)), PORT);
+        rig.pass_time(Duration::from_secs(31));
+        assert_eq!(rig.source_port(&udp(family, PORT)), PORT);
+        rig.assert_paired();
+        assert_eq!(rig.entries().len(), 2, "whose port it took has gone");
+    });
+}
+
+#[test]
 fn a_second_of_silence_ends_a_flow_whose_timeout_is_a_second() {
     let setup = Setup::default().settings(|settings| settings.timeouts_s = [1; 16]);
     for family in Family::ALL {

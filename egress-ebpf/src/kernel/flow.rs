@@ -263,21 +263,22 @@ extern "C" fn open_flow() -> u32 {
 fn restart(scene: &Scene, source: &Addr, slot: u8, target_port: Port) -> bool {
     let work = scene.work();
     let Some(flow) = entry(&work.key) else { return false };
+    if is_young(scene, flow) {
+        // Another CPU has been faster.
+        return true;
+    }
     let mark = Mark::new(Direction::Request, slot, flow.to_src_port).0;
     let is_same = flow.to_src == *source
         && flow.to_dst == work.rule.destination
         && flow.to_dst_port == target_port
         && flow.mark == mark
-        && may_have_port(scene, flow.to_src_port.get());
+        && is_first_choice(scene, flow.to_src_port);
     let twin = twin_entry(&mut work.twin_key, &work.key, flow);
     let reply_mark = Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0;
     match twin {
         Some(twin) if is_same && twin.mark == reply_mark && work.twin_key.twin(twin) == work.key => {
-            // Else another CPU has been faster.
-            if !is_young(scene, flow) {
-                begin(flow, scene.now_ns, work.rule.rule, work.seen);
-                begin(twin, scene.now_ns, work.rule.rule, 0);
-            }
+            begin(flow, scene.now_ns, work.rule.rule, work.seen);
+            begin(twin, scene.now_ns, work.rule.rule, 0);
             true
         }
         _ => {
@@ -299,14 +300,16 @@ fn begin(flow: &mut Flow, now_ns: u64, rule: u32, seen: u8) {
     flow.return_kind = HopKind::Kernel as u8;
 }
 
-/// Whether a flow of `WORK`'s client may have this source port.
+/// Whether a new flow of `WORK`'s client would be given this source port if it were free: the client's own.
 #[inline(always)]
-fn may_have_port(scene: &Scene, port: u16) -> bool {
+fn is_first_choice(scene: &Scene, port: Port) -> bool {
     let work = scene.work();
-    match work.ports {
+    let client_port = work.key.src_port;
+    let in_range = match work.ports {
         Ports::Fixed | Ports::Identifier => true,
-        Ports::Transport => Range::of(work.key.src_port.get(), configured_ports(scene)).contains(port),
-    }
+        Ports::Transport => Range::of(client_port.get(), configured_ports(scene)).contains(client_port.get()),
+    };
+    port == client_port && in_range
 }
 
 #[inline(always)]
