@@ -282,6 +282,9 @@ pub struct LinkHop {
 /// asking whether it is there.
 pub const HOP_TURN_SHIFT: u32 = 32;
 
+/// In one turn of so many, as a power of two, the other direction's entry is looked at too: about once a minute.
+pub const TWIN_TURNS_SHIFT: u32 = 4;
+
 /// How a flow entry's packets reach their next hop on the fast path.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,13 +327,24 @@ impl Flow {
         self.to_src_port.wire() == src.wire() && self.to_dst_port.wire() == dst.wire()
     }
 
-    /// Whether a packet that comes now looks the next hops up again. They are settled for the turn that the flow was last
-    /// seen in; turns are counted from the flow's beginning, so that not all flows' end at once.
+    /// Whether a packet that comes now looks its next hop up again. It is settled for the turn that the flow was last seen in;
+    /// turns are counted from the flow's beginning, so that not all flows' end at once.
     #[inline(always)]
     pub const fn is_hop_due(&self, now_ns: u64, changed_ns: u64) -> bool {
-        let now = now_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
-        let then = self.last_seen_ns.wrapping_sub(self.created_ns) >> HOP_TURN_SHIFT;
-        self.last_seen_ns < changed_ns || now != then
+        self.last_seen_ns < changed_ns || self.is_in_another_turn(now_ns, HOP_TURN_SHIFT)
+    }
+
+    /// Whether it looks after the other direction's entry as well.
+    #[inline(always)]
+    pub const fn is_twin_due(&self, now_ns: u64, changed_ns: u64) -> bool {
+        self.last_seen_ns < changed_ns || self.is_in_another_turn(now_ns, HOP_TURN_SHIFT + TWIN_TURNS_SHIFT)
+    }
+
+    #[inline(always)]
+    const fn is_in_another_turn(&self, now_ns: u64, shift: u32) -> bool {
+        let now = now_ns.wrapping_sub(self.created_ns) >> shift;
+        let then = self.last_seen_ns.wrapping_sub(self.created_ns) >> shift;
+        now != then
     }
 }
 

@@ -41,6 +41,9 @@ fn packets_of_established_flows_go_by_xdp() {
     let mut rig = rig(false, "xdp");
     rig.router.start().unwrap();
     assert_eq!(programs(&rig).len(), 2);
+    let status = rig.router.report("status").unwrap();
+    let named = status["programs"].as_array().unwrap().iter().filter(|program| program["attached"] == "xdp");
+    assert_eq!(named.count(), 2, "{status}");
     for family in Family::ALL {
         let _tcp = rig.tcp_server(at(SERVER_1, family, 8080));
         let _udp = rig.udp_server(at(SERVER_1, family, 7000));
@@ -169,7 +172,8 @@ fn an_adopted_interface_stays_and_is_as_it_was() {
     rig.router.apply().unwrap();
     assert!(rig.router.plan().unwrap().contains("nothing to change"));
     rig.router.delete().unwrap();
-    assert!(programs(&rig).is_empty());
+    // The kernel takes them off a moment after their last reference has gone.
+    wait_until("the programs to be gone", TIMEOUT, || programs(&rig).is_empty()).unwrap();
     // It stays up, too.
     rig.router_netns().ip(["link", "set", EXTERNAL_INTERFACE, "down"]).unwrap();
     assert_eq!(rig.configuration().unwrap(), before);

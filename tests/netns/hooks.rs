@@ -16,6 +16,11 @@ fn packets_are_translated_by_links_and_by_filters() {
         rig.router.apply().unwrap();
         let configuration = rig.configuration().unwrap();
         assert_eq!(configuration.contains("clsact"), filters, "{hook}: {configuration}");
+        let status = rig.router.report("status").unwrap();
+        let programs = status["programs"].as_array().unwrap();
+        let wanted = if filters { "clsact" } else { "tcx" };
+        assert_eq!(programs.len(), 4, "{status}");
+        assert!(programs.iter().all(|program| program["attached"] == wanted), "{status}");
         for family in Family::ALL {
             let _tcp = rig.tcp_server(at(SERVER_1, family, 8080));
             let _udp = rig.udp_server(at(SERVER_1, family, 7000));

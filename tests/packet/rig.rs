@@ -41,6 +41,8 @@ const ACTION_SHOT: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 const ACTION_REDIRECT: i32 = 7;
 
+/// `XDP_DROP`.
+const XDP_DROP: i32 = 1;
 /// `XDP_PASS`: on to the tc program.
 const XDP_PASS: i32 = 2;
 /// `XDP_REDIRECT`.
@@ -316,11 +318,16 @@ impl Rig {
 
     /// Gives a frame to the XDP program before the tc program of an ingress hook.
     pub(crate) fn run_xdp(&mut self, hook: Hook, frame: &[u8]) -> Run {
-        let direction = if hook == Hook::ClusterIngress { Direction::Request } else { Direction::Reply };
-        let departure = self.loaded.datapath.test_run_xdp(direction, frame);
-        let departure = departure.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let departure = self.feed_xdp(hook, frame);
         let moved = self.moved();
         Run { hook, len: frame.len(), departure, moved }
+    }
+
+    /// As [`run_xdp`](Self::run_xdp), with no look at the counters.
+    pub(crate) fn feed_xdp(&mut self, hook: Hook, frame: &[u8]) -> Departure {
+        let direction = if hook == Hook::ClusterIngress { Direction::Request } else { Direction::Reply };
+        let departure = self.loaded.datapath.test_run_xdp(direction, frame);
+        departure.unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
     /// What the counters have counted since they were last looked at.
@@ -564,6 +571,12 @@ impl From<DropReason> for Outcome {
     fn from(reason: DropReason) -> Self {
         Self::Drop(reason)
     }
+}
+
+/// Whether an XDP program's return value leaves the frame to the tc program; it must be one of those declared.
+pub(crate) fn is_left(departure: &Departure) -> bool {
+    assert!([XDP_PASS, XDP_REDIRECT, XDP_DROP].contains(&departure.action), "action {}", departure.action);
+    departure.action == XDP_PASS
 }
 
 /// Whether a program's return value sends the frame past the stack.

@@ -20,7 +20,8 @@ use crate::frame::{
     Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header, seal,
 };
 use crate::rig::{
-    self, Counters, EXTERNAL_LINK_LOCAL, Rig, Setup, TCP_KEPT, TCP_MOVED, UDP_KEPT, UDP_MOVED, goes_on, is_redirected,
+    self, Counters, EXTERNAL_LINK_LOCAL, Rig, Setup, TCP_KEPT, TCP_MOVED, UDP_KEPT, UDP_MOVED, goes_on, is_left,
+    is_redirected,
 };
 
 /// Frames of the random run, if EGRESS_FRAMES does not say how many.
@@ -197,6 +198,20 @@ pub(crate) fn follow(rig: &mut Rig, hook: Hook, bytes: &[u8], mark: u32) -> u64 
     runs
 }
 
+/// Runs one frame through the XDP program of an ingress hook. Returns whether that took it; if not, it is as it came.
+fn accelerate(rig: &mut Rig, hook: Hook, bytes: &[u8]) -> bool {
+    let run = rig.feed_xdp(hook, bytes);
+    assert_eq!(run.frame.len(), bytes.len());
+    if is_left(&run) {
+        assert_eq!(run.frame, bytes);
+        return false;
+    }
+    if hook == Hook::ClusterIngress {
+        assert_no_leak(&run.frame);
+    }
+    true
+}
+
 #[test]
 fn any_bytes_get_a_declared_verdict_and_nothing_leaks() {
     let seed = Random::seed();
@@ -244,7 +259,12 @@ fn wander(rig: &mut Rig, seed: u64, number: u64, frames: u64) -> (u64, HashSet<&
             is_outside if is_outside != random.chance(16) => Hook::ExternalIngress,
             _ => Hook::ClusterIngress,
         };
-        let case = AssertUnwindSafe(|| follow(rig, hook, &bytes, mark));
+        // A frame meets the XDP program first, where there is one.
+        let xdp = !hook.is_egress() && random.chance(2);
+        let case = AssertUnwindSafe(|| match if xdp { accelerate(rig, hook, &bytes) } else { false } {
+            true => 1,
+            false => follow(rig, hook, &bytes, mark),
+        });
         match catch_unwind(case) {
             Ok(more) => runs += more,
             Err(panic) => {

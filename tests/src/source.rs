@@ -77,6 +77,16 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// How many packets did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.arrived.packets)
+    }
+
+    /// Whether so few were lost that the rest stands for all: one in a thousand.
+    pub fn is_whole(&self) -> bool {
+        self.lost() * 1000 <= self.sent
+    }
+
     /// Nanoseconds for each packet sent.
     pub fn ns_per_packet(&self) -> f64 {
         // Both numbers are far below 2^52.
@@ -493,8 +503,7 @@ const fn gcd(a: u32, b: u32) -> u32 {
 /// # Errors
 /// When they did not; a figure made of them would not be one.
 pub fn all_arrived(cost: &Cost, source: Option<IpAddr>) -> Result<()> {
-    let lost = cost.sent.saturating_sub(cost.arrived.packets);
-    ensure!(lost * 1000 <= cost.sent, "{lost} of {} packets were lost", cost.sent);
+    ensure!(cost.is_whole(), "{} of {} packets were lost", cost.lost(), cost.sent);
     if let Some(source) = source {
         let right = u64::from(last_word(source)) * cost.arrived.packets;
         ensure!(cost.arrived.sources == right, "packets arrived that do not come from {source}");

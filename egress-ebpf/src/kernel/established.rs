@@ -7,6 +7,7 @@
 //!
 //! It is the same way in a tc program and in an XDP program: a [`Frame`] is what differs.
 
+use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Config, Direction, Flow, HopKind, LinkHop, config_flag};
 use egress_ebpf::sctp;
 use egress_ebpf::tcp::{self, flag, seen};
@@ -46,8 +47,13 @@ pub(crate) trait Frame {
         ends: &Ends,
     ) -> Result<(), DropReason>;
 
-    /// Sends it out of an interface, to a link address.
-    fn send_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason>;
+    /// Looks the next hop of `WORK`'s flow up again. The neighbour that it is is then in `WORK`. `None` where a program of this
+    /// kind leaves that to others.
+    fn refresh_hop(&self, ifindex: u32) -> Option<()>;
+
+    /// Sends it out of an interface: to a link address, or to a neighbour through the kernel, which then takes note that somebody
+    /// speaks to it.
+    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, neighbour: Option<&Addr>) -> Result<(), DropReason>;
 
     /// What to call that.
     fn verdict(direction: Direction) -> Verdict;
@@ -69,12 +75,24 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
     if !frame.fits(scene.config, ifindex) || !frame.has_known_checksum::<F>(&head, parsed)? {
         return None;
     }
+    let due = flow::is_due(scene, flow);
+    if due {
+        if flow::is_twin_due(scene, flow) {
+            return None;
+        }
+        frame.refresh_hop(ifindex)?;
+        if flow.hop_kind == HopKind::Kernel as u8 {
+            return None;
+        }
+        flow.last_seen_ns = scene.now_ns;
+    }
     flow::note(scene, flow, seen);
     flow.packets += 1;
     flow.bytes += u64::from(frame.len());
     work.ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     let rewritten = frame.rewrite_in_place::<F>(scene.config, &head, &work.parsed, &work.ends);
-    Some(rewritten.and_then(|()| frame.send_to_link(ifindex, &flow.hop)).map(|()| P::verdict(direction)))
+    let neighbour = (due && work.neighbour != Addr::UNSPECIFIED).then_some(&work.neighbour);
+    Some(rewritten.and_then(|()| frame.send::<F>(ifindex, &flow.hop, neighbour)).map(|()| P::verdict(direction)))
 }
 
 /// Reads a packet that has nothing between its IP header and its transport header, and a hop left.
@@ -111,7 +129,7 @@ fn read<F: Family>(frame: &impl Frame, parsed: &mut Parsed) -> Option<Head> {
     parsed.has_length(frame.len()).then_some(head)
 }
 
-/// What the flow has seen with this packet, if it is a flow that is redirected, alive, and sure of its next hop.
+/// What the flow has seen with this packet, if it is a flow that is redirected and alive.
 #[inline(always)]
 fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
     let has_states = parsed.kind != Kind::Udp;
@@ -120,5 +138,5 @@ fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
     // A new port would need an SCTP packet's whole length in its checksum.
     let is_light = parsed.kind != Kind::Sctp || flow.keeps_ports(parsed.src_port, parsed.dst_port);
     let settled = flow.hop_kind != HopKind::Kernel as u8 && is_light && !opens && flow::is_young(scene, flow);
-    (settled && !flow::is_due(scene, flow)).then_some(seen)
+    settled.then_some(seen)
 }

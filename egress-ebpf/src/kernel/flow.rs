@@ -1,10 +1,10 @@
 //! The flow table: find, keep alive, open.
 //!
 //! A flow is two entries, one for each direction, each under the tuple of the packets as they arrive. A packet looks up its
-//! own entry only, and writes that one only; the twin is looked at once a turn ([`HOP_TURN_SHIFT`]), when a connection closes,
-//! and when an entry has been idle for longer than the shortest timeout.
+//! own entry only, and writes that one only; the twin is looked at about once a minute ([`TWIN_TURNS_SHIFT`]), when the network
+//! has changed, when a connection closes, and when an entry has been idle for longer than the shortest timeout.
 //!
-//! [`HOP_TURN_SHIFT`]: egress_ebpf::contract::HOP_TURN_SHIFT
+//! [`TWIN_TURNS_SHIFT`]: egress_ebpf::contract::TWIN_TURNS_SHIFT
 
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
@@ -103,14 +103,44 @@ pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
     flow.packets += 1;
     flow.bytes += u64::from(packet.len());
     let seen = if has_states(key.protocol) { tcp::observe(flow.seen, flags) } else { flow.seen | seen::ANY };
-    let due = (key.is_request() && flow.packets == 1) || is_due(scene, flow);
-    if due {
+    let opens = key.is_request() && flow.packets == 1;
+    let care = if opens || (is_due(scene, flow) && is_twin_due(scene, flow)) {
+        Care::Flow
+    } else if is_due(scene, flow) {
+        Care::Hop
+    } else {
+        Care::None
+    };
+    if care != Care::None {
         flow.last_seen_ns = scene.now_ns;
     }
     note(scene, flow, seen);
-    if due {
-        refresh_flow(packet.ctx().skb.skb);
+    match care {
+        Care::None => {}
+        Care::Hop => {
+            let ifindex = if key.is_request() { scene.config.external_ifindex } else { scene.config.cluster_ifindex };
+            refresh_hop(packet.ctx().skb.skb, ifindex);
+        }
+        Care::Flow => {
+            refresh_flow(packet.ctx().skb.skb);
+        }
     }
+}
+
+/// What a packet is to look after beside itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    None,
+    /// Its own next hop. In a large table the other direction's entry is far from every cache.
+    Hop,
+    /// Both directions' next hops, and that there are both entries.
+    Flow,
+}
+
+/// Whether the other direction's entry is to be looked at too: now and then, and where only requests tell the client's place.
+#[inline(always)]
+pub(crate) fn is_twin_due(scene: &Scene, flow: &Flow) -> bool {
+    flow.return_kind == HopKind::Link as u8 || flow.is_twin_due(scene.now_ns, scene.config.changed_ns)
 }
 
 /// Whether packets of this protocol open and close what they belong to.
@@ -119,8 +149,19 @@ fn has_states(protocol: u8) -> bool {
     protocol == protocol::TCP || protocol == protocol::SCTP
 }
 
-/// For a flow's first packet, and once a turn: puts a lost twin back, and looks the next hops up. The neighbour that this
-/// packet goes to is then in `WORK`, if there is one.
+/// Looks the next hop of `WORK`'s packet up. The neighbour that it goes to is then in `WORK`, if there is one.
+// A global BPF function for the verifier, as `open_flow`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
+    let work = scene.work();
+    let Some(flow) = entry(&work.key) else { return FAILED };
+    hop::refresh(ctx, ifindex, flow, &mut work.neighbour);
+    OPENED
+}
+
+/// Puts a lost twin back, and looks both next hops up, as [`refresh_hop`] does.
 // A global BPF function for the verifier, as `open_flow`.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -32,15 +32,9 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     }
     let ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
-    packet.set_mark(Mark::DONE);
-    let ifindex = out_of(scene.config, direction);
     let neighbour = &scene.work().neighbour;
-    // One that was just looked up is spoken to through the kernel, which then takes note that somebody does.
-    if *neighbour == Addr::UNSPECIFIED {
-        packet.redirect_to_link(ifindex, &flow.hop)?;
-    } else {
-        packet.redirect_to_neighbour::<F>(ifindex, neighbour)?;
-    }
+    let just_found = *neighbour != Addr::UNSPECIFIED;
+    packet.send::<F>(out_of(scene.config, direction), &flow.hop, just_found.then_some(neighbour))?;
     Ok(redirected(direction))
 }
 

@@ -19,6 +19,7 @@ use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::established::Frame;
 use super::family::{Family, V4, V6};
+use super::flow::refresh_hop;
 use super::forward::redirected;
 use super::maps::Work;
 use super::parsed::{Coverage, Fragment, Kind, Parsed};
@@ -240,11 +241,7 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a neighbour that the kernel resolves.
     #[inline(always)]
-    pub(crate) fn redirect_to_neighbour<F: Family>(
-        &mut self,
-        ifindex: u32,
-        neighbour: &Addr,
-    ) -> Result<(), DropReason> {
+    fn redirect_to_neighbour<F: Family>(&mut self, ifindex: u32, neighbour: &Addr) -> Result<(), DropReason> {
         let address = if F::IS_V4 {
             bpf_redir_neigh__bindgen_ty_1 { ipv4_nh: neighbour.v4_word() }
         } else {
@@ -258,7 +255,7 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
-    pub(crate) fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+    fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
         let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
         head.write(0, hop).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
@@ -361,9 +358,17 @@ impl Frame for Packet {
     }
 
     #[inline(always)]
-    fn send_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+    fn refresh_hop(&self, ifindex: u32) -> Option<()> {
+        (refresh_hop(self.ctx.skb.skb, ifindex) == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, neighbour: Option<&Addr>) -> Result<(), DropReason> {
         self.set_mark(Mark::DONE);
-        self.redirect_to_link(ifindex, hop)
+        match neighbour {
+            Some(neighbour) => self.redirect_to_neighbour::<F>(ifindex, neighbour),
+            None => self.redirect_to_link(ifindex, hop),
+        }
     }
 
     #[inline(always)]

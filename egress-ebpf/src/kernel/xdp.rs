@@ -5,6 +5,7 @@ use core::hint::black_box;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
+use egress_ebpf::addr::Addr;
 use egress_ebpf::checksum::{self, Delta};
 use egress_ebpf::contract::{Config, Direction, LinkHop};
 use egress_ebpf::verdict::{DropReason, Verdict};
@@ -97,8 +98,14 @@ impl Frame for XdpFrame {
         write::<F>(head, parsed, addresses, ends).ok_or(DropReason::Malformed)
     }
 
+    /// The kernel is to take note of the packet that does.
     #[inline(always)]
-    fn send_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
+    fn refresh_hop(&self, _ifindex: u32) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, _neighbour: Option<&Addr>) -> Result<(), DropReason> {
         let head = self.head(12).ok_or(DropReason::Malformed)?;
         head.write(0, hop).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.

@@ -12,8 +12,8 @@ use super::health;
 use super::status::Status;
 use crate::compile::Desired;
 use crate::datapath::{
-    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, Reader, Settings, Suspended, Swept,
-    Tables, Tally,
+    Connection, Datapath, FlowEvent, Hook, Interface, Interfaces, Journal, PinDir, ProgramRow, Reader, Settings,
+    Suspended, Swept, Tables, Tally,
 };
 use crate::link::{self, Change, Neighbour, NetnsLock, Observed, Place};
 use crate::status::{Conditions, Fault, InForce, Picture, Reason, judge};
@@ -207,6 +207,16 @@ impl Router {
     pub fn unattached(&self) -> Result<Vec<(&'static str, String)>, AgentError> {
         let (interfaces, hook) = (self.names(), self.setup.hook);
         Ok(self.setup.place.router.run(|| Datapath::missing(&self.pins, &interfaces, hook))??)
+    }
+
+    /// Its programs, and how each is attached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn programs(&self) -> Result<Vec<ProgramRow>, AgentError> {
+        let interfaces = self.names();
+        Ok(self.setup.place.router.run(|| Datapath::programs(&self.pins, &interfaces))??)
     }
 
     /// Programs of others that stand between the network and ours, each with its interface.

@@ -16,7 +16,7 @@ use super::top::Look;
 use super::values::{self, LogLevel};
 use crate::agent::{self, Applied, ExistingFlows, REPLY_MARK, Router, Setup, TO_CHANGE, TO_READ, check_privilege};
 use crate::compile::{Desired, Protocol, RouterName, desired_from_file};
-use crate::datapath::{CounterRow, Hook, PinDir, Reader, Settings, Tally};
+use crate::datapath::{CounterRow, Hook, PinDir, ProgramRow, Reader, Settings, Tally};
 use crate::link::{self, Netns, NetnsRef, Observed, Place};
 use crate::source::{self, Access, Source};
 use crate::spec::Diagnostic;
@@ -282,6 +282,7 @@ struct Status {
     agent: Option<u32>,
     conditions: Conditions,
     link: Observed,
+    programs: Vec<ProgramRow>,
     snat_addresses: Vec<std::net::IpAddr>,
     rules: usize,
     flows: usize,
@@ -298,6 +299,7 @@ fn status(args: &args::Show) -> anyhow::Result<()> {
         agent: router.place().router.holder(),
         conditions: router.conditions()?,
         link: link::observe(router.place())?,
+        programs: router.programs()?,
         snat_addresses: reader.snat_addresses()?,
         rules: reader.rules()?.len(),
         flows: reader.flows()?.len(),

@@ -162,6 +162,16 @@ pub(super) fn is_attached(
     })
 }
 
+/// In which way the program of a hook is attached; `None` if it is not.
+pub(super) fn present(hook: Place, interfaces: &Interfaces, pins: &PinDir) -> Result<Option<Hook>, DatapathError> {
+    for how in [Hook::Tcx, Hook::Clsact] {
+        if is_attached(hook, interfaces, pins, how)? {
+            return Ok(Some(how));
+        }
+    }
+    Ok(None)
+}
+
 /// Names of the programs that packets meet outside ours: before it at an entrance, after it at an exit. None where ours is
 /// not a tcx link.
 pub(super) fn strangers(hook: Place, interfaces: &Interfaces, pins: &PinDir) -> Result<Vec<String>, DatapathError> {

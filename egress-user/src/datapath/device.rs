@@ -125,12 +125,12 @@ fn features(index: u32) -> Result<u64, Box<dyn Error>> {
         .version(1)
         .attrs(once(which).collect::<GenlBuffer<_, _>>())
         .build()?;
-    let mut answers = router.send::<_, _, u16, Genlmsghdr<Request, DeviceAttribute>>(
+    let answers = router.send::<_, _, u16, Genlmsghdr<Request, DeviceAttribute>>(
         family,
         NlmF::REQUEST,
         NlPayload::Payload(request),
     )?;
-    while let Some(answer) = answers.next() {
+    for answer in answers {
         let answer: Nlmsghdr<u16, Genlmsghdr<Request, DeviceAttribute>> = answer?;
         if let Some(device) = answer.get_payload() {
             return Ok(device.attrs().get_attr_handle().get_attr_payload_as::<u64>(DeviceAttribute::XdpFeatures)?);

@@ -5,6 +5,7 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use egress_ebpf::contract::{Config, config_flag, map};
 use egress_ebpf::verdict::Hook as Place;
+use serde::Serialize;
 
 use super::attach::{self, Attached, Hook, ORDER};
 use super::error::hint;
@@ -26,10 +27,20 @@ pub struct Datapath {
 pub struct Installed {
     /// How the tc programs are attached.
     pub hook: Hook,
-    /// Whether XDP programs are attached before them.
-    pub xdp: bool,
     /// Whether anything was attached or replaced.
     pub changed: bool,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramRow {
+    /// Its name.
+    pub program: &'static str,
+    /// The interface.
+    pub interface: String,
+    /// `tcx`, `clsact` or `xdp`; none if it is missing.
+    pub attached: Option<String>,
 }
 
 /// Tables that were in force when the datapath was suspended.
@@ -161,7 +172,7 @@ impl Datapath {
     /// When the kernel refuses one; those that this call newly attached are then detached again.
     pub fn attach(&mut self, interfaces: &Interfaces, hook: Hook) -> Result<Installed, DatapathError> {
         let mut done: Vec<Place> = Vec::new();
-        let mut installed = Installed { hook, xdp: false, changed: false };
+        let mut installed = Installed { hook, changed: false };
         for place in ORDER {
             let program = program(&mut self.ebpf, place.name())?;
             match attach::attach(program, place, interfaces, &self.pins, installed.hook) {
@@ -179,7 +190,6 @@ impl Datapath {
             Ok(changed) => installed.changed |= changed,
             Err(error) => return Err(self.detach(&done, interfaces, error)),
         }
-        installed.xdp = xdp::is_attached(&self.pins);
         // Programs of another version would translate once more what ours have.
         for other in self.pins.others() {
             installed.changed = true;
@@ -248,6 +258,28 @@ impl Datapath {
         }
         missing.extend(xdp::missing(pins, interfaces, hook)?);
         Ok(missing)
+    }
+
+    /// Every program and how it is attached; XDP programs only where they are. To be called on a thread inside the router's
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn programs(pins: &PinDir, interfaces: &Interfaces) -> Result<Vec<ProgramRow>, DatapathError> {
+        let mut rows = Vec::new();
+        for place in xdp::Place::ALL {
+            if xdp::is_attached(place, interfaces, pins)? {
+                let interface = place.interface(interfaces).to_owned();
+                rows.push(ProgramRow { program: place.name(), interface, attached: Some(Hook::Xdp.to_string()) });
+            }
+        }
+        for place in Place::ALL {
+            let interface = attach::place(place, interfaces).0.to_owned();
+            let attached = attach::present(place, interfaces, pins)?.map(|how| how.to_string());
+            rows.push(ProgramRow { program: place.name(), interface, attached });
+        }
+        Ok(rows)
     }
 
     /// Takes programs and maps of `pins` away. Idempotent; to be called on a thread inside the router's namespace. Returns

@@ -35,7 +35,7 @@ pub use attach::{Attached, Hook};
 pub use error::DatapathError;
 pub use flows::{FlowRow, Swept, monotonic_ns, protocol_name};
 pub use journal::{FlowEvent, FlowEventKind, Journal};
-pub use load::{Datapath, Installed, Suspended};
+pub use load::{Datapath, Installed, ProgramRow, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use stale::Connection;

@@ -170,9 +170,9 @@ pub(super) fn missing(
 ) -> Result<Vec<(&'static str, String)>, DatapathError> {
     let mut missing = Vec::new();
     for place in Place::ALL {
-        let (pin, interface) = (pins.link(place.name()), place.interface(interfaces));
-        if (how == Hook::Xdp || pin.exists()) && live_link(&pin, interface)?.is_none() {
-            missing.push((place.name(), interface.to_owned()));
+        let wanted = how == Hook::Xdp || pins.link(place.name()).exists();
+        if wanted && !is_attached(place, interfaces, pins)? {
+            missing.push((place.name(), place.interface(interfaces).to_owned()));
         }
     }
     Ok(missing)
@@ -187,9 +187,9 @@ pub(super) fn detach(pins: &PinDir) -> Result<bool, DatapathError> {
     Ok(found)
 }
 
-/// Whether the XDP programs are there.
-pub(super) fn is_attached(pins: &PinDir) -> bool {
-    Place::ALL.iter().all(|place| pins.link(place.name()).exists())
+/// Whether the program of a place is where it was put.
+pub(super) fn is_attached(place: Place, interfaces: &Interfaces, pins: &PinDir) -> Result<bool, DatapathError> {
+    Ok(live_link(&pins.link(place.name()), place.interface(interfaces))?.is_some())
 }
 
 /// The pinned link, if its program still is on the interface.

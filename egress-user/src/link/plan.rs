@@ -95,7 +95,7 @@ pub(super) fn compute(inputs: Inputs<'_>) -> Result<Plan, LinkError> {
     let touches_the_wire = link_stage.iter().any(|change| matches!(change, Change::CreateLink(_)))
         || claim_stage.iter().any(|change| matches!(change, Change::Probe { .. }));
     // One that was given may be down until it is set up.
-    if touches_the_wire && (!inputs.adopt || master.up) {
+    if touches_the_wire && (master.up || !inputs.adopt) {
         master::check_usable(ground, master)?;
     }
     Ok(Plan { master: master.name.clone(), mac, adopted, link_stage, claim_stage })

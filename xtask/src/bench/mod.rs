@@ -168,6 +168,12 @@ pub(crate) fn bench(args: &Args) -> Result<ExitCode> {
     let wanted = wanted.filter(|workload| args.only.is_empty() || args.only.contains(workload)).collect::<Vec<_>>();
     let done = measure(&mut bench, &Parts { binary, object }, &wanted);
     bench.progress.finish_and_clear();
+    let repeated = rig::repeated();
+    if repeated > 0 {
+        bench
+            .record
+            .remark(format!("{repeated} slices lost more than one packet in a thousand and were measured again"));
+    }
     // What was measured before something failed is shown all the same, though not kept as a whole report.
     ratios::add(&mut bench.record);
     // A closed pipe is the reader's choice.

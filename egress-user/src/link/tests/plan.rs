@@ -69,6 +69,60 @@ fn plan_to(hosts: &[IpAddr], here: &Snapshot, there: &Snapshot, link: &LinkPlan)
     })
 }
 
+/// A plan for an external interface that is there.
+fn adopt(here: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
+    compute(Inputs {
+        cluster_interface: "eth0",
+        external_interface: "net1",
+        adopt: true,
+        router: &router_name(),
+        link,
+        reply_mark: None,
+        here,
+        here_label: "router",
+        there: None,
+        there_label: "router",
+    })
+}
+
+#[test]
+fn an_interface_that_is_given_is_set_up_and_neither_made_nor_changed() {
+    let link = link(Some("not-there"), &[address("192.168.12.99/24", Some("192.168.12.1"))]);
+    let mut here = router();
+    let mut given = interface(3, "net1", &[]);
+    (given.up, given.lower_up, given.kind) = (false, false, Some("veth".to_owned()));
+    here.interfaces.push(given.clone());
+    let plan = adopt(&here, &link).unwrap();
+    assert!(plan.adopted);
+    assert_eq!((plan.master.as_str(), plan.mac), ("net1", given.mac.unwrap()));
+    let touches_link = |change: &Change| {
+        matches!(change, Change::CreateLink(_) | Change::DeleteLink(_) | Change::SetMac { .. } | Change::SetMtu { .. })
+    };
+    assert!(!plan.changes().any(touches_link), "{plan:?}");
+    assert!(plan.changes().any(|change| matches!(change, Change::SetUp { up: true, .. })));
+    assert_eq!(gateways(&plan), [("192.168.12.1".to_owned(), false)]);
+}
+
+#[test]
+fn an_interface_that_cannot_be_adopted_is_named() {
+    let link = link(None, &[address("192.168.12.99/24", None)]);
+    let error = adopt(&router(), &link).unwrap_err();
+    assert!(matches!(&error, LinkError::NoInterface { interface, .. } if interface == "net1"), "{error}");
+    let with = |change: fn(&mut Interface)| {
+        let mut here = router();
+        here.interfaces.push(interface(3, "net1", &[]));
+        here.interfaces.push(Interface { kind: Some("bridge".to_owned()), ..interface(9, "br0", &[]) });
+        change(here.interfaces.iter_mut().find(|interface| interface.name == "net1").unwrap());
+        adopt(&here, &link).unwrap_err().to_string()
+    };
+    let not_ethernet = with(|net1| net1.mac = None);
+    assert!(not_ethernet.contains("net1"), "{not_ethernet}");
+    let port = with(|net1| net1.controller = Some(9));
+    assert!(port.contains("br0"), "{port}");
+    let no_carrier = with(|net1| net1.lower_up = false);
+    assert!(no_carrier.contains("net1"), "{no_carrier}");
+}
+
 fn gateways(plan: &Plan) -> Vec<(String, bool)> {
     let gateway = |change: &Change| match change {
         Change::AddRoute(route) => match &route.hop {
