@@ -114,6 +114,16 @@ fn what_xdp_takes_leaves_as_by_tc_in_both_directions() {
     });
 }
 
+/// Gives a request to XDP, once more if it was time to look the next hop up: tc does that.
+fn taken(rig: &mut Rig, request: &Frame) -> rig::Run {
+    let frame = request.bytes();
+    if rig::is_left(&rig.feed_xdp(Hook::ClusterIngress, &frame)) {
+        rig.feed(Hook::ClusterIngress, &frame, 0);
+    }
+    rig.forget_counted();
+    rig.run_xdp(Hook::ClusterIngress, &frame).is(Verdict::Accelerated)
+}
+
 #[test]
 fn every_length_and_every_checksum_is_kept_right() {
     with(|rig, family| {
@@ -123,8 +133,7 @@ fn every_length_and_every_checksum_is_kept_right() {
         for len in 0..1400_u16 {
             let payload: Vec<u8> = (0..len).map(|at| (at.wrapping_mul(7919) >> 3) as u8).collect();
             let with = |frame: &Frame| frame.with(|frame| frame.payload.clone_from(&payload));
-            let run = rig.run_xdp(Hook::ClusterIngress, &with(&request).bytes());
-            run.is(Verdict::Accelerated).becomes(&leaves(&with(&sent), EXTERNAL_MAC));
+            taken(rig, &with(&request)).becomes(&leaves(&with(&sent), EXTERNAL_MAC));
         }
         // The two zeros of UDP's checksum: a sum of zero is written as its other form.
         let mut zeros = 0;
@@ -134,8 +143,7 @@ fn every_length_and_every_checksum_is_kept_right() {
             let at = request.l4() + 6;
             if wanted[at..at + 2] == [0xff, 0xff] {
                 zeros += 1;
-                let run = rig.run_xdp(Hook::ClusterIngress, &with(&request).bytes()).is(Verdict::Accelerated);
-                assert_eq!(run.frame(), wanted);
+                assert_eq!(taken(rig, &with(&request)).frame(), wanted);
             }
         }
         assert_eq!(zeros, 1, "one word of 65,536 makes the sum zero");

@@ -31,6 +31,15 @@ pub enum DatapathError {
         #[source]
         source: aya::programs::ProgramError,
     },
+    /// The kernel does not tell about a program that it has loaded.
+    #[error("ask the kernel about program {program}")]
+    Told {
+        /// Its name.
+        program: String,
+        /// The kernel's reason.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
     /// The object lacks a program or a map that this build expects.
     #[error("the BPF object has no {kind} {name}: object and binary are of different builds, run `cargo xtask build`")]
     Missing {

@@ -87,10 +87,6 @@ impl Datapath {
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
         }
-        for place in xdp::Place::ALL {
-            let (program, name) = (xdp::program(&mut ebpf, place.name())?, place.name());
-            load(name, || program.load())?;
-        }
         let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
         let maps = Maps::open(pins)?;
         Ok(Self { pins: pins.clone(), ebpf, maps, csum_ipv6, fresh, previous: None })
@@ -324,7 +320,10 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
     load(name, || program.load())
 }
 
-fn load(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), DatapathError> {
+pub(super) fn load(
+    name: &'static str,
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), DatapathError> {
     let mut tries = 1;
     loop {
         match load() {

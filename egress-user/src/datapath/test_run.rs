@@ -82,7 +82,7 @@ impl Datapath {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
-        let result = xdp::program(&mut self.ebpf, place.name())?.test_run(options).map_err(refused)?;
+        let result = xdp::loaded(&mut self.ebpf, place)?.test_run(options).map_err(refused)?;
         out.truncate(usize::try_from(result.data_size_out).unwrap_or(FRAME_BYTES));
         Ok(Departure { action: result.return_value.cast_signed(), frame: out, mark: 0 })
     }

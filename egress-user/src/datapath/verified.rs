@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aya::programs::ProgramError;
-
-use super::Datapath;
+use super::{Datapath, DatapathError, xdp};
 
 impl Datapath {
     /// Instructions that this kernel's verifier walked, by program (`bpf_prog_info.verified_insns`, Linux 5.16); it refuses a
@@ -12,10 +10,15 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// When the kernel tells nothing of a program, as of one that is not loaded.
-    pub fn verified_instructions(&self) -> Result<BTreeMap<String, u32>, ProgramError> {
+    /// When the kernel refuses an XDP program, or tells nothing of one.
+    pub fn verified_instructions(&mut self) -> Result<BTreeMap<String, u32>, DatapathError> {
+        for place in xdp::Place::ALL {
+            xdp::loaded(&mut self.ebpf, place)?;
+        }
         let count = |(name, program): (&str, &aya::programs::Program)| {
-            Ok((name.to_owned(), program.info()?.verified_instruction_count().unwrap_or(0)))
+            let told = program.info();
+            let info = told.map_err(|source| DatapathError::Told { program: name.to_owned(), source })?;
+            Ok((name.to_owned(), info.verified_instruction_count().unwrap_or(0)))
         };
         self.ebpf.programs().map(count).collect()
     }

@@ -15,6 +15,7 @@ use aya::programs::{ProgramError, Xdp};
 use super::attach::{Attached, Hook, is_same, pin_error};
 use super::device::Device;
 use super::error::hint;
+use super::load::load;
 use super::{DatapathError, Interfaces, PinDir};
 
 /// A program and the interface that it is for.
@@ -100,7 +101,7 @@ fn attach_one(ebpf: &mut Ebpf, place: Place, interface: &str, pins: &PinDir) -> 
     if live.is_none() {
         unpin(&pin)?;
     }
-    let program = program(ebpf, place.name())?;
+    let program = loaded(ebpf, place)?;
     if let Some(link) = live {
         let info = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?;
         if is_same(info.program_id(), program.info(), pins) {
@@ -216,10 +217,17 @@ fn unpin(pin: &Path) -> Result<bool, DatapathError> {
     Ok(true)
 }
 
-pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DatapathError> {
+/// The program, loaded the first time that it is asked for: a kernel that cannot (before Linux 5.18) is no obstacle where
+/// nobody asks.
+pub(super) fn loaded(ebpf: &mut Ebpf, place: Place) -> Result<&mut Xdp, DatapathError> {
+    let name = place.name();
     let missing = DatapathError::Missing { kind: "program", name };
     let Some(program) = ebpf.program_mut(name) else { return Err(missing) };
-    program.try_into().map_err(|_wrong_type| missing)
+    let program: &mut Xdp = program.try_into().map_err(|_wrong_type| missing)?;
+    if program.fd().is_err() {
+        load(name, || program.load())?;
+    }
+    Ok(program)
 }
 
 #[cfg(test)]
