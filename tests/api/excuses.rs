@@ -9,7 +9,6 @@ const PROTOBUF_OPENAPI: &str = "OpenAPI is had in JSON only; clients fall back t
 pub(crate) const EXCUSES: &[(&str, u32, &str)] = &[
     ("create/media-types", 11, "the recording server crashed; a body in protobuf is refused with 415"),
     ("create/namespace-in-body", 7, TERMINATING),
-    ("discovery/aggregated", 9, OTHER_GROUP),
     ("discovery/aggregated", 10, OTHER_GROUP),
     ("discovery/documents", 5, "namespaces and events can be read, so there is a core group"),
     ("discovery/documents", 22, "the length is that of the server's own address"),

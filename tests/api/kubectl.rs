@@ -10,14 +10,18 @@ use crate::server::Server;
 pub(crate) struct Kubectl<'s> {
     server: &'s Server,
     program: PathBuf,
+    token: Option<&'static str>,
 }
 
 /// What a command said.
 #[derive(Debug)]
-struct Said {
-    ok: bool,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Said {
+    /// Whether it worked.
+    pub(crate) ok: bool,
+    /// Its output.
+    pub(crate) stdout: String,
+    /// Its messages.
+    pub(crate) stderr: String,
 }
 
 impl<'s> Kubectl<'s> {
@@ -25,14 +29,21 @@ impl<'s> Kubectl<'s> {
     pub(crate) fn new(server: &'s Server) -> Self {
         // `cargo xtask test api` installs one where there is none, and says where.
         let program = std::env::var_os("EGRESS_KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from);
-        Self { server, program }
+        Self { server, program, token: None }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// The same as somebody else.
+    pub(crate) fn with_token(&self, token: &'static str) -> Self {
+        Self { server: self.server, program: self.program.clone(), token: Some(token) }
+    }
+
+    /// A command, ready to be started.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .args(["--namespace", "conf"])
+            .args(self.token.map(|token| format!("--token={token}")))
             .env("KUBECONFIG", self.server.kubeconfig())
             .env("HOME", self.server.directory())
             .env("KUBECTL_KYAML", "false")
@@ -42,7 +53,8 @@ impl<'s> Kubectl<'s> {
         command
     }
 
-    fn run(&self, arguments: &[&str], stdin: &str) -> Said {
+    /// Runs a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str], stdin: &str) -> Said {
         let mut process = self.command(arguments).spawn().unwrap_or_else(|error| {
             panic!("{}: {error}; `cargo xtask test api` installs kubectl", self.program.display())
         });
@@ -53,7 +65,7 @@ impl<'s> Kubectl<'s> {
     }
 
     /// A command that works; its output.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         self.ok_with(arguments, "")
     }
 
@@ -70,7 +82,7 @@ impl<'s> Kubectl<'s> {
     }
 
     /// A command that fails, and what its message holds.
-    fn fails(&self, arguments: &[&str], stdin: &str, wanted: &str) {
+    pub(crate) fn fails(&self, arguments: &[&str], stdin: &str, wanted: &str) {
         let said = self.run(arguments, stdin);
         assert!(
             !said.ok && said.stderr.contains(wanted),
@@ -82,7 +94,7 @@ impl<'s> Kubectl<'s> {
 const KIND: &str = "egressrouter.network.operator.openshift.io";
 
 /// A manifest.
-fn manifest(extra: &str) -> String {
+pub(crate) fn manifest(extra: &str) -> String {
     format!(
         "apiVersion: network.operator.openshift.io/v1\nkind: EgressRouter\nmetadata:\n  name: a\n  labels: {{app: web}}\n\
          spec:\n  addresses:\n  - ip: 192.168.12.99/24\n    gateway: 192.168.12.1\n  redirect:\n    redirectRules:\n    - \

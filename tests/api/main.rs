@@ -8,10 +8,14 @@
 mod compare;
 mod conformance;
 mod corpus;
+mod events;
 mod excuses;
+mod history;
+mod hostile;
 mod kube_rs;
 mod kubectl;
 mod placeholders;
 mod routers;
 mod server;
+mod session;
 mod strength;

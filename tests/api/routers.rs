@@ -109,6 +109,13 @@ fn a_served_router_does_what_kubectl_says() {
     kubectl.says(&["patch", "egressrouter", "r", "--type=merge", "-p", unusable], "", "patched");
     kubectl.says(&["wait", "--for=condition=Degraded", "egressrouter/r", "--timeout=60s"], "", "condition met");
     place.reaches(servers[1].address());
+    // And in the events, beside what was before.
+    let described = |wanted: &str| {
+        let what = format!("kubectl describe to say {wanted:?}");
+        wait_until(&what, WITHIN, || kubectl.ok(&["describe", "egressrouter", "r"]).contains(wanted)).unwrap();
+    };
+    described("Degraded is True: ");
+    described("Available is True: ");
     kubectl.says(&["apply", "-f", "-"], &manifest(), "configured");
     kubectl.says(&["wait", "--for=condition=Degraded=False", "egressrouter/r", "--timeout=60s"], "", "condition met");
     place.reaches(servers[0].address());

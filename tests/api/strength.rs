@@ -13,15 +13,17 @@ use serde_json::{Value, json};
 use crate::server::Server;
 use egress_lab::https::{self as client, Client, chunk, read_head, send};
 
-const PATH: &str = "/apis/network.operator.openshift.io/v1/namespaces/conf/egressrouters";
+/// The routers of the namespace that tests write to.
+pub(crate) const PATH: &str = "/apis/network.operator.openshift.io/v1/namespaces/conf/egressrouters";
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// A count for every run, or the whole one.
-fn count(short: usize, full: usize) -> usize {
+pub(crate) fn count(short: usize, full: usize) -> usize {
     if std::env::var_os("EGRESS_API_FULL").is_some() { full } else { short }
 }
 
-fn object(name: &str, fallback: &str) -> String {
+/// A router.
+pub(crate) fn object(name: &str, fallback: &str) -> String {
     json!({
         "apiVersion": "network.operator.openshift.io/v1", "kind": "EgressRouter", "metadata": {"name": name},
         "spec": {"addresses": [], "redirect": {"fallbackIP": fallback}},
@@ -29,11 +31,13 @@ fn object(name: &str, fallback: &str) -> String {
     .to_string()
 }
 
-fn version(object: &Value) -> u64 {
+/// The version in an object.
+pub(crate) fn version(object: &Value) -> u64 {
     object.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap().parse().unwrap()
 }
 
-fn note(text: &str) {
+/// Tells who runs the tests.
+pub(crate) fn note(text: &str) {
     // Past the test harness, which would keep it for itself.
     std::io::stderr().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
@@ -63,8 +67,13 @@ impl Watcher {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn end(self) -> Vec<(String, String, u64)> {
+    /// Asks it to end at its next event or reconnection.
+    fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn end(self) -> Vec<(String, String, u64)> {
+        self.stop();
         self.thread.join().unwrap();
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -319,6 +328,8 @@ fn many_objects_and_many_watchers() {
             .unwrap();
     }
     let fanned = begun.elapsed();
+    // All at once: each takes as long as its watch lasts.
+    waiting.iter().for_each(Watcher::stop);
     for watcher in waiting {
         let seen: Vec<u64> = watcher.end().into_iter().map(|(_, _, version)| version).collect();
         assert_eq!(seen, (from + 1..=from + changes as u64).collect::<Vec<_>>());

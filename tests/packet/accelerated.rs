@@ -117,11 +117,14 @@ fn what_xdp_takes_leaves_as_by_tc_in_both_directions() {
 /// Gives a request to XDP, once more if it was time to look the next hop up: tc does that.
 fn taken(rig: &mut Rig, request: &Frame) -> rig::Run {
     let frame = request.bytes();
-    if rig::is_left(&rig.feed_xdp(Hook::ClusterIngress, &frame)) {
-        rig.feed(Hook::ClusterIngress, &frame, 0);
-    }
     rig.forget_counted();
-    rig.run_xdp(Hook::ClusterIngress, &frame).is(Verdict::Accelerated)
+    let mut run = rig.run_xdp(Hook::ClusterIngress, &frame);
+    if run.was_left() {
+        rig.feed(Hook::ClusterIngress, &frame, 0);
+        rig.forget_counted();
+        run = rig.run_xdp(Hook::ClusterIngress, &frame);
+    }
+    run.is(Verdict::Accelerated)
 }
 
 #[test]

@@ -536,6 +536,11 @@ impl Run {
         outcome
     }
 
+    /// Whether an XDP program left the frame to the tc program.
+    pub(crate) fn was_left(&self) -> bool {
+        is_left(&self.departure)
+    }
+
     /// Whether the frame goes on.
     pub(crate) fn goes_on(&self) -> bool {
         goes_on(&self.departure)

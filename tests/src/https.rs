@@ -109,11 +109,18 @@ impl Client {
     /// # Errors
     /// When the server is away, or breaks off.
     pub fn send(&self, request: &Request) -> std::io::Result<Response> {
-        let mut connection = self.connect()?;
-        send(&mut connection, self.address, request)?;
-        let mut response = read_head(&mut connection)?;
+        self.exchange(&mut self.connect()?, request)
+    }
+
+    /// Sends a request on a connection that stays, and reads the whole answer.
+    ///
+    /// # Errors
+    /// When the server breaks off.
+    pub fn exchange(&self, connection: &mut Connection, request: &Request) -> std::io::Result<Response> {
+        send(connection, self.address, request)?;
+        let mut response = read_head(connection)?;
         if request.method != "HEAD" {
-            read_body(&mut connection, &mut response)?;
+            read_body(connection, &mut response)?;
         }
         Ok(response)
     }

@@ -44,6 +44,7 @@ impl XdpFrame {
 impl Frame for XdpFrame {
     /// Of a frame in several pieces, the first one's: it is then shorter than its packet says, and so not taken.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "no frame is that long")]
     fn len(&self) -> u32 {
         (self.end - self.start) as u32
     }

@@ -8,6 +8,7 @@ use axum::http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use flate2::write::GzEncoder;
 use futures_util::stream::iter;
 use serde_json::Value;
 
@@ -21,6 +22,8 @@ use super::{protobuf, yaml};
 const COMPRESSED_FROM: usize = 128 * 1024;
 /// Answers above this size are sent in chunks, as the original's are.
 const CHUNKED_ABOVE: usize = 2048;
+/// Pieces of an answer are put together up to about this size.
+const PIECE: usize = 32 * 1024;
 
 /// What of a request its answer depends on.
 #[derive(Debug)]
@@ -72,34 +75,36 @@ impl Asked {
     }
 
     /// An answer of bytes, compressed where that is worth it.
-    pub(super) fn bytes(&self, code: u16, bytes: Vec<u8>, media_type: &'static str) -> Response<Body> {
-        let takes_gzip = self.header(&ACCEPT_ENCODING).is_some_and(|accepted| {
-            accepted.split(',').any(|one| one.split(';').next().unwrap_or_default().trim() == "gzip")
-        });
-        let mut response = if code == 200 && takes_gzip && bytes.len() > COMPRESSED_FROM {
-            let mut response = self.sized(code, gzip(&bytes).unwrap_or_default());
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-            response
-        } else {
-            self.sized(code, bytes)
+    pub(super) fn bytes(&self, code: u16, bytes: impl Into<Bytes>, media_type: &'static str) -> Response<Body> {
+        self.pieces(code, vec![bytes.into()], media_type)
+    }
+
+    /// An answer of bytes in pieces, which are put together and compressed as the client takes them.
+    pub(super) fn pieces(&self, code: u16, pieces: Vec<Bytes>, media_type: &'static str) -> Response<Body> {
+        let size: usize = pieces.iter().map(Bytes::len).sum();
+        let compressed = code == 200 && self.takes_gzip() && size > COMPRESSED_FROM;
+        let streamed = compressed || (size > CHUNKED_ABOVE && self.http == Version::HTTP_11);
+        let body = match (streamed, compressed) {
+            (true, true) => Body::from_stream(iter(Compressed::new(pieces))),
+            (true, false) => Body::from_stream(iter(Joined(pieces.into_iter()).map(Ok::<_, std::convert::Infallible>))),
+            (false, _) => Body::from(pieces.concat()),
         };
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
+        if compressed {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         response
     }
 
-    fn sized(&self, code: u16, bytes: Vec<u8>) -> Response<Body> {
-        let bytes = Bytes::from(bytes);
-        let body = if bytes.len() > CHUNKED_ABOVE && self.http == Version::HTTP_11 {
-            Body::from_stream(iter([Ok::<_, std::convert::Infallible>(bytes)]))
-        } else {
-            Body::from(bytes)
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        response
+    fn takes_gzip(&self) -> bool {
+        self.header(&ACCEPT_ENCODING).is_some_and(|accepted| {
+            accepted.split(',').any(|one| one.split(';').next().unwrap_or_default().trim() == "gzip")
+        })
     }
 
     /// An answer of plain text.
@@ -133,10 +138,59 @@ impl Asked {
     }
 }
 
-fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes)?;
-    encoder.finish()
+/// Small pieces put together, large ones as they are.
+struct Joined(std::vec::IntoIter<Bytes>);
+
+impl Iterator for Joined {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let first = self.0.next()?;
+        if first.len() >= PIECE {
+            return Some(first);
+        }
+        let mut joined = Vec::with_capacity(2 * PIECE);
+        joined.extend_from_slice(&first);
+        while joined.len() < PIECE
+            && let Some(next) = self.0.next()
+        {
+            joined.extend_from_slice(&next);
+        }
+        Some(joined.into())
+    }
+}
+
+/// Pieces, compressed one after the other.
+struct Compressed {
+    pieces: Joined,
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl Compressed {
+    fn new(pieces: Vec<Bytes>) -> Self {
+        let encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        Self { pieces: Joined(pieces.into_iter()), encoder: Some(encoder) }
+    }
+}
+
+impl Iterator for Compressed {
+    type Item = std::io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some(piece) = self.pieces.next() else {
+                return self.encoder.take().map(|encoder| encoder.finish().map(Bytes::from));
+            };
+            let encoder = self.encoder.as_mut()?;
+            if let Err(error) = encoder.write_all(&piece) {
+                return Some(Err(error));
+            }
+            let ready = std::mem::take(encoder.get_mut());
+            if !ready.is_empty() {
+                return Some(Ok(ready.into()));
+            }
+        }
+    }
 }
 
 /// Adds warnings, each once.

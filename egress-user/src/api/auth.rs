@@ -5,18 +5,19 @@
 //! | group | may |
 //! |---|---|
 //! | `system:masters` | everything |
-//! | `egress-router:view` | get, list and watch routers |
+//! | `egress-router:view` | get, list and watch routers and events |
 //! | `egress-router:edit` | that, and write routers; their status stays the agent's |
-//! | `egress-router:agent` | get, list and watch routers, and write their status |
+//! | `egress-router:agent` | get, list and watch routers, and write their status and events |
 //!
-//! A group with `:NAMESPACE` at its end is for that namespace only. Whoever is known may read the discovery documents.
+//! A group with `:NAMESPACE` at its end is for that namespace only. Whoever is known may read the discovery documents and
+//! the namespaces, and ask what he may do.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::route::Target;
+use super::resource::Resource;
+use super::route::{Objects, Target};
 use super::status::Refusal;
-use super::{GROUP, PLURAL};
 
 /// Why the token file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,9 @@ pub enum TokenError {
         missing: &'static str,
     },
 }
+
+/// The group of all who have a token.
+const KNOWN: &str = "system:authenticated";
 
 /// Somebody who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +99,7 @@ impl Tokens {
     }
 
     fn add<'g>(&mut self, token: &str, name: &str, groups: impl Iterator<Item = &'g str>) {
-        let groups = groups.chain(["system:authenticated"]).map(str::to_owned).collect();
+        let groups = groups.chain([KNOWN]).map(str::to_owned).collect();
         self.users.insert(token.to_owned(), User { name: name.to_owned(), groups });
     }
 
@@ -163,50 +167,72 @@ fn fields(line: &str) -> Vec<String> {
 /// # Errors
 /// 403 with who may not do what.
 pub(super) fn authorize(user: &User, verb: &str, target: &Target) -> Result<(), Refusal> {
-    let in_group = |name: &str| user.groups.iter().any(|group| group == name);
-    if in_group("system:masters") {
+    if user.is_in("system:masters") {
         return Ok(());
     }
     let name = &user.name;
     match target {
-        Target::Routers(routers) => {
-            let in_place = |role: &str| {
-                in_group(role)
-                    || routers.namespace.as_ref().is_some_and(|namespace| in_group(&format!("{role}:{namespace}")))
+        Target::Objects(objects) if user.may(verb, objects) => Ok(()),
+        Target::Objects(objects) => {
+            let plural = objects.resource.plural();
+            let resource = match &objects.subresource {
+                Some(subresource) => format!("{plural}/{subresource}"),
+                None => plural.to_owned(),
             };
-            let reads = matches!(verb, "get" | "list" | "watch");
-            let status = routers.subresource.as_deref() == Some("status");
-            let main = routers.subresource.is_none();
-            let may = (in_place("egress-router:view") && reads && main)
-                || (in_place("egress-router:edit") && main)
-                || (in_place("egress-router:agent") && ((reads && main) || status));
-            if may {
-                return Ok(());
-            }
-            let resource = match &routers.subresource {
-                Some(subresource) => format!("{PLURAL}/{subresource}"),
-                None => PLURAL.to_owned(),
-            };
-            let place = match &routers.namespace {
+            let place = match &objects.namespace {
                 Some(namespace) => format!("in the namespace {namespace:?}"),
                 None => "at the cluster scope".to_owned(),
             };
-            let what = format!("User {name:?} cannot {verb} resource {resource:?} in API group {GROUP:?} {place}");
-            Err(Refusal::forbidden(routers.name.as_deref().unwrap_or_default(), &what))
+            let group = objects.resource.group();
+            let what = format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {place}");
+            Err(Refusal::forbidden(objects.resource, objects.name.as_deref().unwrap_or_default(), &what))
         }
-        Target::Core(_) if in_group("system:authenticated") => Ok(()),
-        Target::Core(path) | Target::Other(path) => {
-            let probe = ["/healthz", "/livez", "/readyz"];
-            let open =
-                path == "/version" || probe.iter().any(|probe| path == probe || path.starts_with(&format!("{probe}/")));
-            let document = ["/api", "/apis", "/openapi", "/version"]
-                .iter()
-                .any(|root| path == root || path.starts_with(&format!("{root}/")));
-            if open || (document && in_group("system:authenticated")) {
-                return Ok(());
-            }
+        // Whoever is known may ask what he may do.
+        Target::Review(_) if user.is_in(KNOWN) => Ok(()),
+        Target::Review(path) | Target::Other(path) if user.may_ask(path) => Ok(()),
+        Target::Review(path) | Target::Other(path) => {
             Err(Refusal::forbidden_path(format!("forbidden: User {name:?} cannot {verb} path {path:?}")))
         }
+    }
+}
+
+impl User {
+    /// Its groups.
+    pub(super) fn groups(&self) -> &[String] {
+        &self.groups
+    }
+
+    fn is_in(&self, name: &str) -> bool {
+        self.groups.iter().any(|group| group == name)
+    }
+
+    /// Whether it may do something with objects, without being in `system:masters`.
+    fn may(&self, verb: &str, objects: &Objects) -> bool {
+        let has = |role: &str| {
+            self.is_in(role)
+                || objects.namespace.as_ref().is_some_and(|namespace| self.is_in(&format!("{role}:{namespace}")))
+        };
+        let (view, edit, agent) = (has("egress-router:view"), has("egress-router:edit"), has("egress-router:agent"));
+        let reads = matches!(verb, "get" | "list" | "watch");
+        let main = objects.subresource.is_none();
+        match objects.resource {
+            Resource::Routers => {
+                let status = objects.subresource.as_deref() == Some("status");
+                (view && reads && main) || (edit && main) || (agent && ((reads && main) || status))
+            }
+            Resource::CoreEvents | Resource::Events => {
+                (reads && (view || edit || agent)) || (agent && matches!(verb, "create" | "patch" | "update"))
+            }
+            Resource::Namespaces => reads && self.is_in(KNOWN),
+        }
+    }
+
+    /// Whether it may ask for a path that is no object, without being in `system:masters`.
+    fn may_ask(&self, path: &str) -> bool {
+        let below = |roots: &[&str]| roots.iter().any(|root| path == *root || path.starts_with(&format!("{root}/")));
+        path == "/version"
+            || below(&["/healthz", "/livez", "/readyz"])
+            || (self.is_in(KNOWN) && below(&["/api", "/apis", "/openapi", "/version"]))
     }
 }
 

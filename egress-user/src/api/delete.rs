@@ -2,13 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::form::versioned;
 use super::meta;
 use super::options::{DeleteOptions, Propagation};
+use super::resource::Resource;
 use super::status::Refusal;
 use super::store::{Key, Store, Target, Write, WriteError};
 use super::write::{ATTEMPTS, refuse_write};
-use crate::spec::KIND;
 
 /// What a delete left.
 #[derive(Debug)]
@@ -25,15 +24,15 @@ pub(super) enum Deleted {
 /// 404, or 409 where a precondition does not hold.
 pub(super) async fn delete(
     store: &Store,
-    namespace: &str,
-    name: &str,
+    resource: Resource,
+    key: &Key,
     options: &DeleteOptions,
 ) -> Result<Deleted, Refusal> {
-    let key = Key::new(namespace, name);
+    let name = &key.name;
     for _ in 0..ATTEMPTS {
-        let live = store.state().get(&key).cloned().ok_or_else(|| Refusal::not_found(name))?;
-        let before = versioned(&live);
-        check_preconditions(&before, live.version, name, options)?;
+        let live = store.state().get(key).cloned().ok_or_else(|| Refusal::not_found(resource, name))?;
+        let before = live.versioned();
+        check_preconditions(resource, &before, live.version, options)?;
         let finalizers = finalizers_after(&before, options.propagation);
         let (object, to) = if finalizers.is_empty() {
             (before.clone(), Target::Gone((*live.value).clone()))
@@ -51,30 +50,36 @@ pub(super) async fn delete(
             return Ok(Deleted::Gone(object));
         }
         match store.write(Write { key: key.clone(), based_on: Some(live.version), to }).await {
-            Ok(stored) if waits => return Ok(Deleted::Waiting(versioned(&stored))),
+            Ok(stored) if waits => return Ok(Deleted::Waiting(stored.versioned())),
             Ok(_) => return Ok(Deleted::Gone(object)),
             Err(WriteError::Stale) => {}
-            Err(error) => return Err(refuse_write(name, error)),
+            Err(error) => return Err(refuse_write(resource, name, error)),
         }
     }
-    Err(Refusal::modified(name))
+    Err(Refusal::modified(resource, name))
 }
 
-fn check_preconditions(object: &Value, version: u64, name: &str, options: &DeleteOptions) -> Result<(), Refusal> {
+fn check_preconditions(
+    resource: Resource,
+    object: &Value,
+    version: u64,
+    options: &DeleteOptions,
+) -> Result<(), Refusal> {
+    let name = meta::text(object, "name");
     let uid = meta::text(object, "uid");
     if let Some(wanted) = options.uid.as_ref().filter(|wanted| *wanted != uid) {
         let what = format!(
             "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been \
              deleted and then recreated"
         );
-        return Err(Refusal::conflict(KIND, name, &what));
+        return Err(Refusal::conflict(resource, resource.kind(), name, &what));
     }
     if let Some(wanted) = options.version.as_ref().filter(|wanted| **wanted != version.to_string()) {
         let what = format!(
             "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record \
              ({version}). The object might have been modified"
         );
-        return Err(Refusal::conflict(KIND, name, &what));
+        return Err(Refusal::conflict(resource, resource.kind(), name, &what));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{GROUP, PLURAL, SINGULAR, VERSION};
+use super::{GROUP, PLURAL, SINGULAR, VERSION, events};
 use crate::spec::{API_VERSION, KIND};
 
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
@@ -47,11 +47,9 @@ pub(super) fn group() -> Value {
 
 /// `/apis`.
 pub(super) fn groups() -> Value {
-    json!({
-        "kind": "APIGroupList",
-        "apiVersion": "v1",
-        "groups": [{"name": GROUP, "versions": [versions()], "preferredVersion": versions()}],
-    })
+    let own = json!({"name": GROUP, "versions": [versions()], "preferredVersion": versions()});
+    let groups: Vec<Value> = std::iter::once(own).chain(OTHER_GROUPS.into_iter().map(other_group)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/api`.
@@ -77,18 +75,123 @@ pub(super) fn resources() -> Value {
     })
 }
 
-/// `/api/v1`.
-pub(super) fn core_resources() -> Value {
-    json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1",
-        "resources": [
-            {"name": "events", "singularName": "event", "namespaced": true, "kind": "Event", "verbs": ["get", "list"]},
-            {
-                "name": "namespaces", "singularName": "namespace", "namespaced": false, "kind": "Namespace",
-                "verbs": ["get", "list"], "shortNames": ["ns"],
-            },
-        ],
-    })
+/// A resource besides routers.
+struct Other {
+    group: &'static str,
+    name: &'static str,
+    singular: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+    verbs: &'static [&'static str],
+    short: &'static [&'static str],
+}
+
+const EVENTS: Other = Other {
+    group: "",
+    name: "events",
+    singular: "event",
+    kind: events::KIND,
+    namespaced: true,
+    verbs: &VERBS,
+    short: &["ev"],
+};
+const NAMESPACES: Other = Other {
+    group: "",
+    name: "namespaces",
+    singular: "namespace",
+    kind: "Namespace",
+    namespaced: false,
+    verbs: &["get", "list"],
+    short: &["ns"],
+};
+/// There are none, and `kubectl cluster-info` asks for them before it says anything.
+const SERVICES: Other = Other {
+    group: "",
+    name: "services",
+    singular: "service",
+    kind: "Service",
+    namespaced: true,
+    verbs: &["list"],
+    short: &["svc"],
+};
+const MAY_I: Other = Other {
+    group: "authorization.k8s.io",
+    name: "selfsubjectaccessreviews",
+    singular: "selfsubjectaccessreview",
+    kind: "SelfSubjectAccessReview",
+    namespaced: false,
+    verbs: &["create"],
+    short: &[],
+};
+const WHO_AM_I: Other = Other {
+    group: "authentication.k8s.io",
+    name: "selfsubjectreviews",
+    singular: "selfsubjectreview",
+    kind: "SelfSubjectReview",
+    ..MAY_I
+};
+
+/// What is served besides routers.
+const OTHERS: [Other; 6] = [EVENTS, NAMESPACES, SERVICES, Other { group: events::GROUP, ..EVENTS }, MAY_I, WHO_AM_I];
+/// The groups that those are in, besides the core group.
+const OTHER_GROUPS: [&str; 3] = [events::GROUP, MAY_I.group, WHO_AM_I.group];
+
+impl Other {
+    fn plain(&self) -> Value {
+        json!({
+            "name": self.name, "singularName": self.singular, "namespaced": self.namespaced, "kind": self.kind,
+            "verbs": self.verbs, "shortNames": self.short,
+        })
+    }
+
+    fn aggregated(&self) -> Value {
+        json!({
+            "resource": self.name,
+            "responseKind": {"group": self.group, "version": VERSION, "kind": self.kind},
+            "scope": if self.namespaced { "Namespaced" } else { "Cluster" },
+            "singularResource": self.singular, "verbs": self.verbs, "shortNames": self.short,
+        })
+    }
+}
+
+fn of_group(group: &str, resource: fn(&Other) -> Value) -> Vec<Value> {
+    OTHERS.iter().filter(|other| other.group == group).map(resource).collect()
+}
+
+fn other_group(name: &str) -> Value {
+    let version = json!({"groupVersion": format!("{name}/{VERSION}"), "version": VERSION});
+    json!({"name": name, "versions": [version.clone()], "preferredVersion": version})
+}
+
+/// `/api/v1`, and what is at another group or its version; none for a path that is neither.
+pub(super) fn resources_of_others(path: &str) -> Option<Value> {
+    let list = |group: &str, version: String| {
+        let resources = of_group(group, Other::plain);
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources})
+    };
+    if path == "/api/v1" {
+        return Some(list("", VERSION.to_owned()));
+    }
+    let rest = path.strip_prefix("/apis/")?;
+    let (name, version) = rest.split_once('/').map_or((rest, None), |(name, version)| (name, Some(version)));
+    let name = OTHER_GROUPS.into_iter().find(|group| *group == name)?;
+    match version {
+        Some(VERSION) => Some(list(name, format!("{name}/{VERSION}"))),
+        Some(_) => None,
+        None => {
+            let mut group = other_group(name);
+            if let Some(fields) = group.as_object_mut() {
+                fields.insert("kind".to_owned(), "APIGroup".into());
+                fields.insert("apiVersion".to_owned(), "v1".into());
+            }
+            Some(group)
+        }
+    }
+}
+
+/// The list of services.
+pub(super) fn services(version: u64) -> Value {
+    json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}, "items": []})
 }
 
 fn aggregated(items: Value) -> Value {
@@ -97,43 +200,27 @@ fn aggregated(items: Value) -> Value {
     })
 }
 
+/// One group, all in one.
+fn aggregated_group(name: &str, resources: Vec<Value>) -> Value {
+    let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
+    let versions = json!([{"version": VERSION, "freshness": "Current", "resources": resources}]);
+    json!({"metadata": metadata, "versions": versions})
+}
+
 /// `/apis`, all in one.
 pub(super) fn aggregated_groups() -> Value {
     let kind = json!({"group": GROUP, "version": VERSION, "kind": KIND});
-    aggregated(json!([{
-        "metadata": {"name": GROUP},
-        "versions": [{
-            "version": VERSION,
-            "freshness": "Current",
-            "resources": [{
-                "resource": PLURAL, "responseKind": kind, "scope": "Namespaced", "singularResource": SINGULAR,
-                "verbs": VERBS,
-                "subresources": [{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}],
-            }],
-        }],
-    }]))
+    let routers = json!({
+        "resource": PLURAL, "responseKind": kind, "scope": "Namespaced", "singularResource": SINGULAR, "verbs": VERBS,
+        "subresources": [{"subresource": "status", "responseKind": kind, "verbs": STATUS_VERBS}],
+    });
+    let others = OTHER_GROUPS.into_iter().map(|name| aggregated_group(name, of_group(name, Other::aggregated)));
+    aggregated(std::iter::once(aggregated_group(GROUP, vec![routers])).chain(others).collect())
 }
 
 /// `/api`, all in one.
 pub(super) fn aggregated_core() -> Value {
-    let resource = |name: &str, singular: &str, kind: &str, scope: &str, short: Value| {
-        let kind = json!({"group": "", "version": "v1", "kind": kind});
-        json!({
-            "resource": name, "responseKind": kind, "scope": scope, "singularResource": singular,
-            "verbs": ["get", "list"], "shortNames": short,
-        })
-    };
-    aggregated(json!([{
-        "metadata": {},
-        "versions": [{
-            "version": "v1",
-            "freshness": "Current",
-            "resources": [
-                resource("events", "event", "Event", "Namespaced", json!(["ev"])),
-                resource("namespaces", "namespace", "Namespace", "Cluster", json!(["ns"])),
-            ],
-        }],
-    }]))
+    aggregated(json!([aggregated_group("", of_group("", Other::aggregated))]))
 }
 
 /// `/version`: the version of Kubernetes whose ways these are, with our own beside it.
@@ -163,9 +250,4 @@ pub(super) fn namespace(name: &str) -> Value {
         "spec": {"finalizers": ["kubernetes"]},
         "status": {"phase": "Active"},
     })
-}
-
-/// A list of the core group.
-pub(super) fn core_list(kind: &str, items: Vec<Value>, version: u64) -> Value {
-    json!({"kind": kind, "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}, "items": items})
 }

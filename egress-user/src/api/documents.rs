@@ -1,4 +1,4 @@
-//! The paths that are no routers: discovery, OpenAPI, health, and as much of the core group as clients ask for.
+//! The paths that are no objects: discovery, OpenAPI, health.
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY};
@@ -9,46 +9,9 @@ use super::answer::Asked;
 use super::negotiate::{Encoding, Offer, aggregated};
 use super::server::Server;
 use super::status::Refusal;
-use super::write::Namespaces;
 use super::{discovery, openapi};
 
 impl Server {
-    /// Namespaces and events, as much of the core group as clients of this API ask for.
-    pub(super) fn core(&self, asked: &Asked, path: &str, verb: &str) -> Result<Response<Body>, Refusal> {
-        let parts: Vec<&str> = path.trim_matches('/').split('/').skip(2).collect();
-        let accepted = asked.accepted(Offer::Routers).map_or(Encoding::Json, |accepted| accepted.encoding);
-        let answer = |value: Value| Ok(asked.answer(200, &value, accepted));
-        if !matches!(verb, "get" | "head") {
-            return Err(Refusal::method_not_allowed());
-        }
-        let state = self.store.state();
-        match parts.as_slice() {
-            [] => answer(discovery::core_resources()),
-            ["namespaces"] => {
-                let names = match &self.namespaces {
-                    Namespaces::Only(names) => names.clone(),
-                    Namespaces::Implicit => {
-                        let mut names = state.namespaces();
-                        names.push(crate::spec::DEFAULT_NAMESPACE.to_owned());
-                        names.sort();
-                        names.dedup();
-                        names
-                    }
-                };
-                let items = names.iter().map(|name| discovery::namespace(name)).collect();
-                answer(discovery::core_list("NamespaceList", items, state.newest()))
-            }
-            ["namespaces", name] => {
-                self.namespaces.check(name)?;
-                answer(discovery::namespace(name))
-            }
-            ["events"] | ["namespaces", _, "events"] => {
-                answer(discovery::core_list("EventList", Vec::new(), state.newest()))
-            }
-            _ => Err(Refusal::no_resource()),
-        }
-    }
-
     /// Whatever is no object.
     pub(super) fn document(&self, asked: &Asked, path: &str, verb: &str) -> Result<Response<Body>, Refusal> {
         let answer = |value: &Value| Ok(asked.answer(200, value, asked.accepted(Offer::Document)?.encoding));
@@ -63,6 +26,15 @@ impl Server {
         }
         if path == version {
             return answer(&discovery::resources());
+        }
+        if let Some(resources) = discovery::resources_of_others(path) {
+            return answer(&resources);
+        }
+        if verb == "get" && is_services(path) {
+            return answer(&discovery::services(self.store.state().newest()));
+        }
+        if path.starts_with("/api/v1/") {
+            return Err(if verb == "get" { Refusal::no_resource() } else { Refusal::method_not_allowed() });
         }
         let get_only = || if verb == "get" { Ok(()) } else { Err(Refusal::method_not_allowed()) };
         match path {
@@ -152,13 +124,13 @@ impl Server {
     }
 
     fn openapi(asked: &Asked, group: &str) -> Response<Body> {
-        if group != format!("apis/{}", crate::spec::API_VERSION) {
+        let Some(document) = openapi::document(group) else {
             let mut response = asked.bytes(200, Vec::new(), "application/json");
             if !group.starts_with("apis/") {
                 *response.status_mut() = StatusCode::NOT_FOUND;
             }
             return response;
-        }
+        };
         let wrong = asked.query.text("hash").is_some_and(|hash| hash != openapi::hash());
         let mut response = if wrong {
             let mut response = asked.bytes(301, Vec::new(), "application/json");
@@ -168,7 +140,7 @@ impl Server {
             }
             response
         } else if takes_json(asked) {
-            asked.answer(200, openapi::document(), Encoding::Json)
+            asked.answer(200, &document, Encoding::Json)
         } else {
             let mut response = asked.bytes(406, Vec::new(), "application/json");
             response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
@@ -200,6 +172,12 @@ impl Server {
             response.headers_mut().insert(ETAG, tag);
         }
     }
+}
+
+/// Whether a path asks for services, of a namespace or of all.
+fn is_services(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    matches!(parts.as_slice(), ["", "api", "v1", "services"] | ["", "api", "v1", "namespaces", _, "services"])
 }
 
 /// Whether a client that asks for a document takes JSON; there is no other form.

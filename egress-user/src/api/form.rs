@@ -2,12 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::crd::COLUMNS;
+use axum::body::Bytes;
+
 use super::negotiate::{Accepted, Form};
+use super::resource::Resource;
 use super::status::Refusal;
 use super::store::Stored;
-use super::{LIST_KIND, meta};
-use crate::spec::API_VERSION;
+use super::{json, meta};
 
 /// What a table's row holds besides its cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,26 +50,29 @@ pub(super) struct ListMeta {
     pub(super) remaining: Option<usize>,
 }
 
-/// A stored object with its version in it.
-pub(super) fn versioned(stored: &Stored) -> Value {
-    let mut object = (*stored.value).clone();
-    meta::set(&mut object, "resourceVersion", Some(stored.version.to_string().into()));
-    object
+impl ListMeta {
+    fn to_json(&self) -> Map<String, Value> {
+        let mut metadata = Map::new();
+        metadata.insert("resourceVersion".to_owned(), self.version.to_string().into());
+        metadata.extend(self.token.as_ref().map(|token| ("continue".to_owned(), token.as_str().into())));
+        metadata.extend(self.remaining.map(|count| ("remainingItemCount".to_owned(), count.into())));
+        metadata
+    }
 }
 
 /// One object in the accepted form.
 ///
 /// # Errors
 /// 500 where the form of a list is asked for.
-pub(super) fn item(object: Value, accepted: &Accepted, include: Include) -> Result<Value, Refusal> {
+pub(super) fn item(resource: Resource, object: Value, accepted: &Accepted, include: Include) -> Result<Value, Refusal> {
     match accepted.form {
         Form::Plain => Ok(object),
         Form::Table => {
             let version = meta::get(&object, "resourceVersion").cloned();
             let mut metadata = Map::new();
             metadata.extend(version.map(|version| ("resourceVersion".to_owned(), version)));
-            let rows = vec![row(object, accepted.version, include)];
-            Ok(table(metadata, rows, accepted.version, true))
+            let rows = vec![row(resource, object, accepted.version, include)];
+            Ok(table(resource, metadata, rows, accepted.version))
         }
         Form::Metadata => Ok(metadata_of(object, accepted.version)),
         Form::MetadataList => Err(Refusal::internal("content is not a list")),
@@ -80,26 +84,26 @@ pub(super) fn item(object: Value, accepted: &Accepted, include: Include) -> Resu
 /// # Errors
 /// 406 where the form of an object is asked for.
 pub(super) fn list(
-    items: Vec<Value>,
+    resource: Resource,
+    items: &[Stored],
     list: &ListMeta,
     accepted: &Accepted,
     include: Include,
 ) -> Result<Value, Refusal> {
-    let mut metadata = Map::new();
-    metadata.insert("resourceVersion".to_owned(), list.version.to_string().into());
-    metadata.extend(list.token.as_ref().map(|token| ("continue".to_owned(), token.as_str().into())));
-    metadata.extend(list.remaining.map(|count| ("remainingItemCount".to_owned(), count.into())));
+    let mut metadata = list.to_json();
+    let objects = items.iter().map(|stored| resource.shown(stored));
     match accepted.form {
         Form::Plain => {
             metadata.entry("continue").or_insert_with(|| "".into());
-            Ok(json!({"apiVersion": API_VERSION, "kind": LIST_KIND, "metadata": metadata, "items": items}))
+            let (version, kind, items) = (resource.api_version(), resource.list_kind(), objects.collect::<Vec<_>>());
+            Ok(json!({"apiVersion": version, "kind": kind, "metadata": metadata, "items": items}))
         }
         Form::Table => {
-            let rows = items.into_iter().map(|object| row(object, accepted.version, include)).collect();
-            Ok(table(metadata, rows, accepted.version, true))
+            let rows = objects.map(|object| row(resource, object, accepted.version, include)).collect();
+            Ok(table(resource, metadata, rows, accepted.version))
         }
         Form::MetadataList => {
-            let items: Vec<Value> = items.into_iter().map(|object| metadata_of(object, accepted.version)).collect();
+            let items: Vec<Value> = objects.map(|object| metadata_of(object, accepted.version)).collect();
             let items = if items.is_empty() { Value::Null } else { items.into() };
             let version = format!("meta.k8s.io/{}", accepted.version);
             Ok(
@@ -108,6 +112,24 @@ pub(super) fn list(
         }
         Form::Metadata => Err(refuse_list()),
     }
+}
+
+/// The same list, plain, in pieces of JSON: what objects were written to once is not copied for every list.
+pub(super) fn pieces(resource: Resource, items: &[Stored], list: &ListMeta) -> Vec<Bytes> {
+    let mut metadata = list.to_json();
+    metadata.entry("continue").or_insert_with(|| "".into());
+    let metadata = json::compact(&Value::Object(metadata));
+    let (version, kind) = (resource.api_version(), resource.list_kind());
+    let mut pieces = Vec::with_capacity(2 * items.len() + 2);
+    pieces.push(Bytes::from(format!("{{\"apiVersion\":\"{version}\",\"items\":[")));
+    for (index, stored) in items.iter().enumerate() {
+        if index > 0 {
+            pieces.push(Bytes::from_static(b","));
+        }
+        pieces.push(resource.text(stored));
+    }
+    pieces.push(Bytes::from(format!("],\"kind\":\"{kind}\",\"metadata\":{metadata}}}\n")));
+    pieces
 }
 
 /// The refusal of a list as one object's metadata.
@@ -122,12 +144,8 @@ fn metadata_of(mut object: Value, version: &str) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata})
 }
 
-fn row(object: Value, version: &str, include: Include) -> Value {
-    let mut cells = vec![Value::from(meta::text(&object, "name"))];
-    let first = object.pointer("/status/conditions/0");
-    for field in ["type", "status"] {
-        cells.push(first.and_then(|condition| condition.get(field)).cloned().unwrap_or_default());
-    }
+fn row(resource: Resource, object: Value, version: &str, include: Include) -> Value {
+    let cells = resource.cells(&object);
     match include {
         Include::None => json!({"cells": cells, "object": null}),
         Include::Metadata => json!({"cells": cells, "object": metadata_of(object, version)}),
@@ -135,8 +153,8 @@ fn row(object: Value, version: &str, include: Include) -> Value {
     }
 }
 
-fn table(metadata: Map<String, Value>, rows: Vec<Value>, version: &str, columns: bool) -> Value {
-    let columns = if columns { self::columns() } else { Value::Null };
+fn table(resource: Resource, metadata: Map<String, Value>, rows: Vec<Value>, version: &str) -> Value {
+    let columns = resource.columns();
     let version = format!("meta.k8s.io/{version}");
     json!({"kind": "Table", "apiVersion": version, "metadata": metadata, "columnDefinitions": columns, "rows": rows})
 }
@@ -147,17 +165,4 @@ pub(super) fn without_columns(mut table: Value) -> Value {
         *columns = Value::Null;
     }
     table
-}
-
-fn columns() -> Value {
-    let name = "Name must be unique within a namespace. Is required when creating resources, although some resources may \
-        allow a client to request the generation of an appropriate name automatically. Name is primarily intended for \
-        creation idempotence and configuration definition. Cannot be updated. More info: \
-        https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
-    let name = json!({"name": "Name", "type": "string", "format": "name", "description": name, "priority": 0});
-    let others = COLUMNS.iter().map(|(column, path)| {
-        let description = format!("Custom resource definition column (in JSONPath format): {path}");
-        json!({"name": column, "type": "string", "format": "", "description": description, "priority": 0})
-    });
-    Value::Array(std::iter::once(name).chain(others).collect())
 }

@@ -4,8 +4,9 @@ use base64::Engine as _;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Value, json};
 
-use super::form::{ListMeta, versioned};
+use super::form::ListMeta;
 use super::json::{self, kind};
+use super::resource::Resource;
 use super::route::Query;
 use super::selector::Selector;
 use super::status::{Cause, Refusal};
@@ -38,11 +39,11 @@ impl ListOptions {
     ///
     /// # Errors
     /// 400 or 422.
-    pub(super) fn new(query: &Query, watch: bool) -> Result<Self, Refusal> {
+    pub(super) fn new(resource: Resource, query: &Query, watch: bool) -> Result<Self, Refusal> {
         let limit = query.number("limit").map_err(Refusal::bad_request)?;
         let timeout = query.number("timeoutSeconds").map_err(Refusal::bad_request)?;
         let fields = query.bytes("fieldSelector").unwrap_or_default();
-        let selector = Selector::new(query.bytes("labelSelector").unwrap_or_default(), fields);
+        let selector = Selector::new(resource, query.bytes("labelSelector").unwrap_or_default(), fields);
         let selector = selector.map_err(Refusal::bad_request)?;
         let token = query.text("continue").unwrap_or_default();
         let version = query.text("resourceVersion").unwrap_or_default();
@@ -202,7 +203,7 @@ pub(super) fn list(
     store: &Store,
     namespace: Option<&str>,
     options: &ListOptions,
-) -> Result<(Vec<Value>, ListMeta), Refusal> {
+) -> Result<(Vec<Stored>, ListMeta), Refusal> {
     let state = store.state();
     let newest = state.newest();
     let token = if options.token.is_empty() { None } else { Some(Token::decode(&options.token)?) };
@@ -258,7 +259,7 @@ impl Page<'_> {
     fn of<'s>(
         &self,
         objects: impl Iterator<Item = (&'s Key, &'s Stored)>,
-    ) -> (Vec<Value>, Option<String>, Option<usize>) {
+    ) -> (Vec<Stored>, Option<String>, Option<usize>) {
         let below = |key: &Key| match self.namespace {
             Some(_) => key.name.clone(),
             None => format!("{}/{}", key.namespace, key.name),
@@ -270,7 +271,7 @@ impl Page<'_> {
             if !self.options.selector.matches(&key.namespace, &key.name, &stored.value) {
                 continue;
             }
-            items.push(versioned(stored));
+            items.push(stored.clone());
             let full = self.limit.is_some_and(|limit| items.len() >= limit);
             if full && objects.peek().is_some() && !self.options.single {
                 let next = format!("{}\0", below(key));

@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::auth::Tokens;
+use super::events::keep::{KEEPING, forget_old};
 use super::metrics::Metrics;
 use super::server::{Server, serve};
 use super::store::{Store, StoreError};
@@ -81,7 +82,8 @@ impl Listening {
     /// # Errors
     /// When either cannot be had.
     pub async fn new(address: SocketAddr, options: Options) -> Result<Self, ListenError> {
-        let store = Arc::new(Store::open(&options.data, options.history)?);
+        let open = |file: &str| Store::open(&options.data.join(file), options.history).map(Arc::new);
+        let (store, events) = (open("egressrouters.redb")?, open("events.redb")?);
         let failed = |source| ListenError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -91,6 +93,7 @@ impl Listening {
         };
         let server = Server {
             store,
+            events,
             tokens: options.tokens,
             anonymous: options.anonymous,
             namespaces,
@@ -109,6 +112,14 @@ impl Listening {
 
     /// Serves for as long as this is awaited.
     pub async fn run(self, tls: Arc<ServerConfig>) {
+        let forgetting = forget_old(Arc::clone(&self.server.events), KEEPING);
+        tokio::select! {
+            () = forgetting => {}
+            () = self.accept(tls) => {}
+        }
+    }
+
+    async fn accept(self, tls: Arc<ServerConfig>) {
         let acceptor = TlsAcceptor::from(tls);
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let router: Router = Router::new().fallback(serve).with_state(Arc::clone(&self.server));

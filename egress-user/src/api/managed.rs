@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::fields::Set;
+use super::last_applied;
 use super::status::Refusal;
 use super::typed::Type;
 use crate::spec::API_VERSION;
@@ -223,7 +224,8 @@ fn capped(mut managers: Managers) -> Managers {
     }
 }
 
-/// Applies a configuration to an object; with `force`, fields are taken from their managers.
+/// Applies a configuration to an object; with `force`, fields are taken from their managers. Fields that `kubectl apply`
+/// set before it applied on the server's side are its own, whoever is noted as their manager.
 ///
 /// # Errors
 /// A conflict, or a configuration that does not fit the schema.
@@ -234,6 +236,23 @@ pub(super) fn apply(
     writer: &Writer<'_>,
     force: bool,
 ) -> Result<Value, Refusal> {
+    let last = if writer.name == last_applied::MANAGER { last_applied::fields(ty, live) } else { Set::default() };
+    let taking = if force { Taking::All } else { Taking::Of(&last) };
+    let mut applied = merged(ty, live, config, writer, taking)?;
+    if writer.name == last_applied::MANAGER {
+        last_applied::note(&mut applied, config);
+    }
+    Ok(applied)
+}
+
+/// Which fields an apply may take from other managers.
+#[derive(Clone, Copy)]
+enum Taking<'a> {
+    All,
+    Of(&'a Set),
+}
+
+fn merged(ty: &Type, live: &Value, config: &Value, writer: &Writer<'_>, taking: Taking<'_>) -> Result<Value, Refusal> {
     if let Err(what) = ty.check(config, "", true) {
         let name = config.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let message =
@@ -266,8 +285,12 @@ pub(super) fn apply(
         }
         managed.set = managed.set.difference(&comparison.removed);
     }
-    if !force && !conflicts.is_empty() {
-        return Err(refused(&conflicts));
+    if let Taking::Of(own) = taking {
+        conflicts = conflicts.into_iter().map(|(other, conflict)| (other, conflict.difference(own))).collect();
+        conflicts.retain(|(_, conflict)| !conflict.is_empty());
+        if !conflicts.is_empty() {
+            return Err(refused(&conflicts));
+        }
     }
     if let Some(managed) = managers.get_mut(&this) {
         managed.set = managed.set.difference(&Set::of(UNMANAGED));

@@ -2,8 +2,9 @@
 //! answers, on a store of its own.
 //!
 //! The way of a request: [`listen`] (TLS, limits) → `server` (who may, which endpoint) → for reads `list`, `watch`;
-//! for writes `object` (read, prune, default, check), `patch`, `managed` on `typed` (field ownership), `write`,
-//! `delete` → `store` → `form` and `answer` (tables, metadata, JSON, YAML).
+//! for writes `object` (read, prune, default, check), `patch`, `managed` on `typed` (field ownership), `write`, `apply`,
+//! `replace`, `delete` → `store` → `form` and `answer` (tables, metadata, JSON, YAML). What is listed and watched besides
+//! routers is in `resource`: `events`, and namespaces, which are not stored.
 //!
 //! Invariants:
 //! - An answered write is on the disk. A write that is based on another version than the stored one is refused.
@@ -12,14 +13,17 @@
 //! - No request costs more than bounded memory: sizes, depths, counts and times are limited.
 
 mod answer;
+mod apply;
 mod auth;
 mod crd;
 mod delete;
 mod discovery;
 mod documents;
+mod events;
 mod fields;
 mod form;
 mod json;
+mod last_applied;
 mod list;
 pub mod listen;
 mod managed;
@@ -32,6 +36,9 @@ mod openapi;
 mod options;
 mod patch;
 mod protobuf;
+mod replace;
+mod resource;
+mod review;
 mod route;
 mod schema;
 mod selector;

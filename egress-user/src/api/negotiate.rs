@@ -51,6 +51,13 @@ pub(super) struct Accepted {
     pub(super) version: &'static str,
 }
 
+impl Accepted {
+    /// Whether objects go out as they are kept: JSON on one line.
+    pub(super) fn is_plain_json(&self) -> bool {
+        self.encoding == Encoding::Json && self.form == Form::Plain
+    }
+}
+
 /// One of the types that a client accepts.
 struct Clause {
     media: String,
@@ -98,8 +105,8 @@ fn clauses(header: &str) -> Vec<Clause> {
 /// What kind of thing is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
-    /// Routers, which come in several forms, but not in protobuf.
-    Routers,
+    /// Objects, which come in several forms, but not in protobuf.
+    Objects,
     /// A stream of events about them.
     Events,
     /// Documents and refusals.

@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
-use super::{GROUP, LIST_KIND, PLURAL, VERSION};
+use super::resource::Resource;
+use super::{GROUP, LIST_KIND, PLURAL, VERSION, events};
 use crate::spec::{API_VERSION, KIND, open_api_schema};
 
 const ROUTER: &str = "io.openshift.operator.network.v1.EgressRouter";
@@ -53,32 +54,47 @@ const WRITING: &[&str] = &["dryRun", "fieldManager", "fieldValidation"];
 const PATCHING: &[&str] = &["dryRun", "fieldManager", "fieldValidation", "force"];
 const DELETING: &[&str] = &["dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy"];
 
-/// The document of the group's version.
-pub(super) fn document() -> &'static Value {
-    static DOCUMENT: OnceLock<Value> = OnceLock::new();
-    DOCUMENT.get_or_init(|| {
-        json!({
-            "openapi": "3.0.0",
-            "info": {"title": "egress-router", "version": env!("CARGO_PKG_VERSION")},
-            "paths": paths(),
-            "components": {"schemas": schemas()},
-        })
-    })
+/// The document of a group and version, as paths name it; none for what is not here.
+pub(super) fn document(group: &str) -> Option<Value> {
+    let event = [Resource::CoreEvents, Resource::Events].into_iter().find(|resource| group == place(*resource));
+    let (paths, schemas) = match event {
+        Some(resource) => (event_paths(resource), event_schemas(resource)),
+        None if group == place(Resource::Routers) => (paths(), schemas()),
+        None => return None,
+    };
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": {"title": "egress-router", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }))
+}
+
+/// Where a resource's document is, below `/openapi/v3/`.
+fn place(resource: Resource) -> String {
+    let base = if resource.group().is_empty() { "api" } else { "apis" };
+    format!("{base}/{}", resource.api_version())
 }
 
 /// `/openapi/v3`: where the documents are.
 pub(super) fn index() -> Value {
-    let path = format!("apis/{GROUP}/{VERSION}");
-    json!({"paths": {path.as_str(): {"serverRelativeURL": format!("/openapi/v3/{path}?hash={}", hash())}}})
+    let places = [Resource::Routers, Resource::CoreEvents, Resource::Events].map(place);
+    let entry = |path: String| {
+        let url = format!("/openapi/v3/{path}?hash={}", hash());
+        (path, json!({"serverRelativeURL": url}))
+    };
+    json!({"paths": places.into_iter().map(entry).collect::<Map<_, _>>()})
 }
 
-/// A text that changes with the document.
+/// A text that changes with the documents.
 pub(super) fn hash() -> &'static str {
     static HASH: OnceLock<String> = OnceLock::new();
     HASH.get_or_init(|| {
         use std::hash::{DefaultHasher, Hash as _, Hasher as _};
         let mut hasher = DefaultHasher::new();
-        document().to_string().hash(&mut hasher);
+        for resource in [Resource::Routers, Resource::CoreEvents, Resource::Events] {
+            document(&place(resource)).unwrap_or_default().to_string().hash(&mut hasher);
+        }
         format!("{:016X}", hasher.finish())
     })
 }
@@ -101,6 +117,46 @@ fn reference(name: &str) -> Value {
 
 fn kind(kind: &str) -> Value {
     json!({"group": GROUP, "version": VERSION, "kind": kind})
+}
+
+fn event_kind(resource: Resource) -> Value {
+    json!({"group": resource.group(), "version": VERSION, "kind": resource.kind()})
+}
+
+fn event_schema(resource: Resource) -> String {
+    let group = if resource == Resource::Events { "events" } else { "core" };
+    format!("io.k8s.api.{group}.v1.Event")
+}
+
+fn event_schemas(resource: Resource) -> Value {
+    let meta = schemas().get(META).cloned().unwrap_or_default();
+    let mut properties = events::properties(resource);
+    properties.insert(
+        "metadata".to_owned(),
+        json!({"description": "Name and what the server keeps.", "allOf": [reference(META)]}),
+    );
+    let event = json!({
+        "type": "object", "description": "What happened to an object, told by who saw it; kept for an hour.",
+        "properties": properties, "x-kubernetes-group-version-kind": [event_kind(resource)],
+    });
+    json!({META: meta, event_schema(resource): event})
+}
+
+fn event_paths(resource: Resource) -> Value {
+    let path = format!("/{}/namespaces/{{namespace}}/{}", place(resource), resource.plural());
+    let write = |action: &str| {
+        json!({
+            "description": format!("{action} {}", resource.kind()),
+            "parameters": parameters(WRITING),
+            "responses": {"200": {"description": "OK"}, "401": {"description": "Unauthorized"}},
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": event_kind(resource),
+        })
+    };
+    json!({
+        path.clone(): {"post": write("post")},
+        format!("{path}/{{name}}"): {"put": write("put"), "patch": write("patch")},
+    })
 }
 
 fn schemas() -> Value {

@@ -1,4 +1,4 @@
-//! Kubernetes' protobuf, for the few documents that are had in it: refusals and discovery.
+//! Kubernetes' protobuf, for the few documents that are had in it: refusals, discovery, questions about oneself.
 
 use serde_json::Value;
 
@@ -158,6 +158,58 @@ impl Message {
             self.bytes(field, &message(item).0);
         }
     }
+}
+
+/// The fields of a message that came in, as far as it can be read; only those that are bytes.
+pub(super) struct Fields<'b>(Vec<(u64, &'b [u8])>);
+
+impl<'b> Fields<'b> {
+    /// The object in a body; none if it is not of this form.
+    pub(super) fn of_object(body: &'b [u8]) -> Option<Self> {
+        Self::of(body.strip_prefix(MAGIC)?).bytes(2).map(Fields::of)
+    }
+
+    /// The fields of a message.
+    pub(super) fn of(mut bytes: &'b [u8]) -> Self {
+        let mut fields = Vec::new();
+        while let Some(tag) = varint(&mut bytes) {
+            match tag & 7 {
+                0 => drop(varint(&mut bytes)),
+                2 => {
+                    let length = varint(&mut bytes).and_then(|length| usize::try_from(length).ok());
+                    let Some((field, rest)) = length.and_then(|length| bytes.split_at_checked(length)) else { break };
+                    fields.push((tag >> 3, field));
+                    bytes = rest;
+                }
+                _ => break,
+            }
+        }
+        Self(fields)
+    }
+
+    /// A field; of several, the last.
+    pub(super) fn bytes(&self, field: u64) -> Option<&'b [u8]> {
+        self.0.iter().rev().find(|(number, _)| *number == field).map(|(_, bytes)| *bytes)
+    }
+
+    /// A field that is text; empty where it is absent.
+    pub(super) fn text(&self, field: u64) -> String {
+        String::from_utf8_lossy(self.bytes(field).unwrap_or_default()).into_owned()
+    }
+}
+
+/// Takes a number from the front.
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(first & 0x7f) << shift;
+        if first & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
 }
 
 fn text_of<'v>(value: &'v Value, name: &str) -> &'v str {

@@ -2,25 +2,28 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{GROUP, PLURAL, VERSION};
+use super::resource::Resource;
+use super::review;
 
 /// What a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Routers.
-    Routers(Routers),
-    /// Something of the core group, by its whole path.
-    Core(String),
+    /// Objects.
+    Objects(Objects),
+    /// A question about who may do what, by its whole path.
+    Review(String),
     /// Any other path.
     Other(String),
 }
 
-/// Some routers, or one, or a part of one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Routers {
+/// Some objects of a resource, or one, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Objects {
+    /// Of what.
+    pub(super) resource: Resource,
     /// All namespaces, if none.
     pub(super) namespace: Option<String>,
-    /// All routers, if none.
+    /// All objects, if none.
     pub(super) name: Option<String>,
     /// Such as `status`.
     pub(super) subresource: Option<String>,
@@ -28,46 +31,64 @@ pub(super) struct Routers {
     pub(super) watch: bool,
 }
 
+/// What is in namespaces.
+const NAMESPACED: [Resource; 3] = [Resource::Routers, Resource::CoreEvents, Resource::Events];
+
 impl Target {
     /// Reads a path. Names are percent-decoded after the path was split only where they stand.
     pub(super) fn of(path: &str) -> Self {
         let decoded = percent_decode_str(path).decode_utf8_lossy().into_owned();
-        if decoded == "/api/v1" || decoded.starts_with("/api/v1/") {
-            return Self::Core(decoded);
+        if let Some(objects) = NAMESPACED.into_iter().find_map(|resource| objects(resource, &decoded)) {
+            return Self::Objects(objects);
         }
-        match routers(&decoded) {
-            Some(routers) => Self::Routers(routers),
-            None => Self::Other(decoded),
+        if let Some(objects) = namespaces(&decoded) {
+            return Self::Objects(objects);
         }
+        if review::PATHS.contains(&decoded.as_str()) { Self::Review(decoded) } else { Self::Other(decoded) }
     }
 }
 
-fn routers(path: &str) -> Option<Routers> {
-    let rest = path.strip_prefix(&format!("/apis/{GROUP}/{VERSION}/"))?;
+/// The path below which a resource is.
+fn root(resource: Resource) -> String {
+    let base = if resource.group().is_empty() { "api" } else { "apis" };
+    format!("/{base}/{}/", resource.api_version())
+}
+
+fn objects(resource: Resource, path: &str) -> Option<Objects> {
+    let rest = path.strip_prefix(&root(resource))?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (watch, rest) = match rest.strip_prefix("watch/") {
         Some(rest) => (true, rest),
         None => (false, rest),
     };
     let mut parts = rest.split('/');
-    let mut routers = Routers { watch, ..Routers::default() };
+    let mut objects = Objects { resource, namespace: None, name: None, subresource: None, watch };
     match parts.next()? {
-        first if first == PLURAL => {
+        first if first == resource.plural() => {
             // Names without a namespace name nothing.
-            return parts.next().is_none().then_some(routers);
+            return parts.next().is_none().then_some(objects);
         }
         "namespaces" => {
             // An empty namespace is all of them.
-            routers.namespace = Some(parts.next()?.to_owned()).filter(|namespace| !namespace.is_empty());
-            if parts.next()? != PLURAL {
+            objects.namespace = Some(parts.next()?.to_owned()).filter(|namespace| !namespace.is_empty());
+            if parts.next()? != resource.plural() {
                 return None;
             }
         }
         _ => return None,
     }
-    routers.name = parts.next().map(str::to_owned);
-    routers.subresource = parts.next().map(str::to_owned);
-    Some(routers)
+    objects.name = parts.next().map(str::to_owned);
+    objects.subresource = parts.next().map(str::to_owned);
+    Some(objects)
+}
+
+fn namespaces(path: &str) -> Option<Objects> {
+    let resource = Resource::Namespaces;
+    let rest = path.strip_prefix(&root(resource))?;
+    let mut parts = rest.strip_suffix('/').unwrap_or(rest).split('/');
+    let named = parts.next()? == resource.plural();
+    let (name, more) = (parts.next().map(str::to_owned), parts.next());
+    (named && more.is_none()).then_some(Objects { resource, namespace: None, name, subresource: None, watch: false })
 }
 
 /// The query of a request: each key with its values, in order.
@@ -155,15 +176,22 @@ mod tests {
     fn paths() {
         let base = "/apis/network.operator.openshift.io/v1";
         let of = |rest: &str| Target::of(&format!("{base}{rest}"));
-        let Target::Routers(item) = of("/namespaces/a/egressrouters/x%20y/status") else { panic!("routers") };
+        let Target::Objects(item) = of("/namespaces/a/egressrouters/x%20y/status") else { panic!("routers") };
         assert_eq!((item.namespace.as_deref(), item.name.as_deref()), (Some("a"), Some("x y")));
         assert_eq!(item.subresource.as_deref(), Some("status"));
-        assert!(matches!(of("/egressrouters"), Target::Routers(Routers { namespace: None, name: None, .. })));
-        assert!(matches!(of("/watch/egressrouters"), Target::Routers(Routers { watch: true, .. })));
+        assert!(matches!(of("/egressrouters"), Target::Objects(Objects { namespace: None, name: None, .. })));
+        assert!(matches!(of("/watch/egressrouters"), Target::Objects(Objects { watch: true, .. })));
         for rest in ["", "/", "/egressrouters/a", "/namespaces/a", "/namespaces/a/egressrouter", "//egressrouters"] {
             assert!(matches!(of(rest), Target::Other(_)), "{rest}");
         }
-        assert!(matches!(Target::of("/api/v1/namespaces"), Target::Core(_)));
+        let resource = |path: &str| match Target::of(path) {
+            Target::Objects(objects) => Some(objects.resource),
+            _ => None,
+        };
+        assert_eq!(resource("/api/v1/namespaces/a"), Some(Resource::Namespaces));
+        assert_eq!(resource("/api/v1/namespaces/a/events"), Some(Resource::CoreEvents));
+        assert_eq!(resource("/apis/events.k8s.io/v1/events"), Some(Resource::Events));
+        assert_eq!(resource("/api/v1/namespaces/a/pods"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::json::go_quoted_bytes;
 use super::names;
+use super::resource::Resource;
 
 /// What objects a list or a watch is about.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +41,8 @@ struct FieldTerm {
 enum Field {
     Name,
     Namespace,
+    /// At this place in the object.
+    At(&'static str),
 }
 
 impl Selector {
@@ -47,8 +50,9 @@ impl Selector {
     ///
     /// # Errors
     /// kube-apiserver's message.
-    pub(super) fn new(labels: &[u8], fields: &[u8]) -> Result<Self, String> {
-        Ok(Self { labels: parse_labels(labels)?, fields: parse_fields(&String::from_utf8_lossy(fields))? })
+    pub(super) fn new(resource: Resource, labels: &[u8], fields: &[u8]) -> Result<Self, String> {
+        let fields = parse_fields(resource, &String::from_utf8_lossy(fields))?;
+        Ok(Self { labels: parse_labels(labels)?, fields })
     }
 
     /// Whether it selects everything.
@@ -68,6 +72,7 @@ impl Selector {
             let value = match term.field {
                 Field::Name => name,
                 Field::Namespace => namespace,
+                Field::At(place) => object.pointer(place).and_then(Value::as_str).unwrap_or_default(),
             };
             (value == term.value) == term.equal
         });
@@ -264,7 +269,7 @@ fn parse_values(tokens: &mut Tokens) -> Result<Vec<String>, String> {
     }
 }
 
-fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
+fn parse_fields(resource: Resource, text: &str) -> Result<Vec<FieldTerm>, String> {
     let mut terms = Vec::new();
     for term in split_unescaped(text).into_iter().filter(|term| !term.is_empty()) {
         let split = ["!=", "==", "="]
@@ -278,7 +283,10 @@ fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
         let field = match name {
             "metadata.name" => Field::Name,
             "metadata.namespace" => Field::Namespace,
-            other => return Err(format!("field label not supported: {other}")),
+            other => match resource.selectable(other) {
+                Some(place) => Field::At(place),
+                None => return Err(format!("field label not supported: {other}")),
+            },
         };
         terms.push(FieldTerm { field, equal: operator != "!=", value: unescaped(value)? });
     }
@@ -337,16 +345,19 @@ mod tests {
             ("app in ()", false),
         ];
         for (text, selected) in cases {
-            let selector = Selector::new(text.as_bytes(), b"").unwrap();
+            let selector = Selector::new(Resource::Routers, text.as_bytes(), b"").unwrap();
             assert_eq!(selector.matches("ns", "a", &object), selected, "{text}");
         }
-        let by_name = Selector::new(b"", b"metadata.name=a,metadata.namespace!=x").unwrap();
+        let by_name = Selector::new(Resource::Routers, b"", b"metadata.name=a,metadata.namespace!=x").unwrap();
         assert!(by_name.matches("ns", "a", &object) && !by_name.matches("ns", "b", &object));
     }
 
     #[test]
     fn refuses_with_the_originals_words() {
-        assert_eq!(Selector::new(b"a=b=c", b"").unwrap_err(), "found '=', expected: ',' or 'end of string'");
-        assert_eq!(Selector::new(b"", b"spec.x=1").unwrap_err(), "field label not supported: spec.x");
+        let refused = |labels: &[u8], fields: &[u8]| Selector::new(Resource::Routers, labels, fields).unwrap_err();
+        assert_eq!(refused(b"a=b=c", b""), "found '=', expected: ',' or 'end of string'");
+        assert_eq!(refused(b"", b"spec.x=1"), "field label not supported: spec.x");
+        assert_eq!(refused(b"", b"involvedObject.name=a"), "field label not supported: involvedObject.name");
+        assert!(Selector::new(Resource::CoreEvents, b"", b"involvedObject.name=a").is_ok());
     }
 }

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::GROUP;
 use super::json::compact;
-use super::{GROUP, PLURAL};
+use super::resource::Resource;
 use crate::spec::KIND;
 
 /// Why a request is refused, as a `Status` says it.
@@ -112,14 +113,13 @@ impl Refusal {
     }
 
     /// Nothing of that name.
-    pub(super) fn not_found(name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{PLURAL}.{GROUP} {} not found", super::json::go_quoted(name)))
-            .with_details(json!({"name": name, "group": GROUP, "kind": PLURAL}))
-    }
-
-    pub(super) fn namespace_not_found(name: &str) -> Self {
-        Self::new(404, "NotFound", format!("namespaces {} not found", super::json::go_quoted(name)))
-            .with_details(json!({"name": name, "kind": "namespaces"}))
+    pub(super) fn not_found(resource: Resource, name: &str) -> Self {
+        let kind = resource.qualified(resource.plural());
+        Self::new(404, "NotFound", format!("{kind} {} not found", super::json::go_quoted(name))).with_details(details(
+            resource,
+            resource.plural(),
+            name,
+        ))
     }
 
     /// No such path.
@@ -127,22 +127,23 @@ impl Refusal {
         Self::new(404, "NotFound", "the server could not find the requested resource").with_details(json!({}))
     }
 
-    pub(super) fn already_exists(name: &str, terminating: bool) -> Self {
+    pub(super) fn already_exists(resource: Resource, name: &str, terminating: bool) -> Self {
         let prefix = if terminating { "object is being deleted: " } else { "" };
-        let message = format!("{prefix}{PLURAL}.{GROUP} {} already exists", super::json::go_quoted(name));
-        Self::new(409, "AlreadyExists", message).with_details(json!({"name": name, "group": GROUP, "kind": PLURAL}))
+        let kind = resource.qualified(resource.plural());
+        let message = format!("{prefix}{kind} {} already exists", super::json::go_quoted(name));
+        Self::new(409, "AlreadyExists", message).with_details(details(resource, resource.plural(), name))
     }
 
     /// A write that is based on another version than the stored one.
-    pub(super) fn modified(name: &str) -> Self {
+    pub(super) fn modified(resource: Resource, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
-        Self::conflict(PLURAL, name, why)
+        Self::conflict(resource, resource.plural(), name, why)
     }
 
-    pub(super) fn conflict(kind: &str, name: &str, why: &str) -> Self {
-        let name_shown = super::json::go_quoted(name);
-        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {kind}.{GROUP} {name_shown}: {why}"))
-            .with_details(json!({"name": name, "group": GROUP, "kind": kind}))
+    pub(super) fn conflict(resource: Resource, kind: &str, name: &str, why: &str) -> Self {
+        let (shown, qualified) = (super::json::go_quoted(name), resource.qualified(kind));
+        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {qualified} {shown}: {why}"))
+            .with_details(details(resource, kind, name))
     }
 
     /// A conflict of server-side apply: other managers' fields.
@@ -157,6 +158,11 @@ impl Refusal {
     /// The object is invalid.
     pub(super) fn invalid(kind: &str, name: &str, causes: &[Cause]) -> Self {
         Self::invalid_of(kind, GROUP, name, causes)
+    }
+
+    /// An event is invalid.
+    pub(super) fn invalid_event(resource: Resource, name: &str, causes: &[Cause]) -> Self {
+        Self::invalid_of(resource.kind(), resource.group(), name, causes)
     }
 
     /// Options in the query or in the body are invalid.
@@ -178,7 +184,8 @@ impl Refusal {
             }
         }
         let texts = if texts.len() == 1 { texts.concat() } else { format!("[{}]", texts.join(", ")) };
-        let message = format!("{kind}.{group} {} is invalid: {texts}", super::json::go_quoted(name));
+        let dot = if group.is_empty() { "" } else { "." };
+        let message = format!("{kind}{dot}{group} {} is invalid: {texts}", super::json::go_quoted(name));
         let causes: Vec<Value> = causes.iter().map(Cause::to_json).collect();
         let mut details = Map::new();
         if !name.is_empty() {
@@ -196,9 +203,10 @@ impl Refusal {
             .with_details(json!({}))
     }
 
-    pub(super) fn verb_not_supported(verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{PLURAL}.{GROUP}\"");
-        Self::new(405, "MethodNotAllowed", message).with_details(json!({"group": GROUP, "kind": PLURAL}))
+    pub(super) fn verb_not_supported(resource: Resource, verb: &str) -> Self {
+        let message =
+            format!("{verb} is not supported on resources of kind \"{}\"", resource.qualified(resource.plural()));
+        Self::new(405, "MethodNotAllowed", message).with_details(details(resource, resource.plural(), ""))
     }
 
     pub(super) fn method_not_allowed() -> Self {
@@ -251,16 +259,14 @@ impl Refusal {
         Self::new(500, "", message)
     }
 
-    pub(super) fn forbidden(name: &str, detail: &str) -> Self {
+    pub(super) fn forbidden(resource: Resource, name: &str, detail: &str) -> Self {
         let shown = if name.is_empty() { String::new() } else { format!(" {}", super::json::go_quoted(name)) };
-        let mut details = Map::new();
-        if !name.is_empty() {
-            details.insert("name".to_owned(), name.into());
-        }
-        details.insert("group".to_owned(), GROUP.into());
-        details.insert("kind".to_owned(), PLURAL.into());
-        Self::new(403, "Forbidden", format!("{PLURAL}.{GROUP}{shown} is forbidden: {detail}"))
-            .with_details(details.into())
+        let kind = resource.qualified(resource.plural());
+        Self::new(403, "Forbidden", format!("{kind}{shown} is forbidden: {detail}")).with_details(details(
+            resource,
+            resource.plural(),
+            name,
+        ))
     }
 
     /// As [`forbidden`](Self::forbidden), where there is no resource or one of another group.
@@ -304,12 +310,24 @@ impl Refusal {
     }
 }
 
+/// Which object a `Status` is about.
+fn details(resource: Resource, kind: &str, name: &str) -> Value {
+    let mut details = Map::new();
+    for (field, value) in [("name", name), ("group", resource.group()), ("kind", kind)] {
+        if !value.is_empty() {
+            details.insert(field.to_owned(), value.into());
+        }
+    }
+    details.into()
+}
+
 /// What a delete answers when the object is gone.
-pub(super) fn deleted(name: &str, uid: &Value) -> Value {
-    json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-        "details": {"name": name, "group": GROUP, "kind": PLURAL, "uid": uid},
-    })
+pub(super) fn deleted(resource: Resource, name: &str, uid: &Value) -> Value {
+    let mut details = details(resource, resource.plural(), name);
+    if let Some(fields) = details.as_object_mut() {
+        fields.insert("uid".to_owned(), uid.clone());
+    }
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
 /// The refusal of a body that is no `EgressRouter` at all.

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 
-use super::form::{self, Include, versioned};
+use super::form::{self, Include};
 use super::json::{Layout, encode};
 use super::list::{self, ListOptions};
 use super::negotiate::{Accepted, Encoding, Form};
+use super::resource::Resource;
 use super::status::Refusal;
 use super::store::{Change, Store, Stored};
 use super::{meta, protobuf};
-use crate::spec::{API_VERSION, KIND};
 
 /// Changes that are looked at in one go.
 const BATCH: usize = 64;
@@ -29,9 +29,20 @@ const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 /// How long a watch lasts that says nothing, at least; up to as long again is added.
 const DEFAULT: Duration = Duration::from_secs(1800);
 
+/// An event that has not gone out yet. It is written when the client takes it: many wait on a slow one.
+enum Event {
+    /// Something became of an object.
+    Of(&'static str, Stored),
+    /// All up to here has been said; and whether that was all that there was at the beginning.
+    Bookmark(u64, bool),
+    /// The watch cannot go on.
+    Error(Value),
+}
+
 /// A watch.
 pub(super) struct Watch {
     store: Arc<Store>,
+    resource: Resource,
     namespace: Option<String>,
     options: ListOptions,
     accepted: Accepted,
@@ -39,7 +50,7 @@ pub(super) struct Watch {
     newest: Receiver<u64>,
     /// The version whose event was the last.
     at: u64,
-    pending: VecDeque<Bytes>,
+    pending: VecDeque<Event>,
     /// Whether the columns of a table have been sent.
     columns_sent: bool,
     over: bool,
@@ -54,6 +65,7 @@ impl Watch {
     /// 500 for a version that is none.
     pub(super) fn new(
         store: &Arc<Store>,
+        resource: Resource,
         namespace: Option<String>,
         options: ListOptions,
         accepted: Accepted,
@@ -71,6 +83,7 @@ impl Watch {
         let newest = store.subscribe();
         let mut watch = Self {
             store: Arc::clone(store),
+            resource,
             namespace,
             options,
             accepted,
@@ -96,17 +109,15 @@ impl Watch {
             }
             return;
         }
-        let store = Arc::clone(&self.store);
-        let state = store.state();
-        let namespace = self.namespace.clone();
-        for (key, stored) in state.objects(namespace.as_deref()) {
+        let state = self.store.state();
+        for (key, stored) in state.objects(self.namespace.as_deref()) {
             if self.options.selector.matches(&key.namespace, &key.name, &stored.value) {
-                self.event("ADDED", versioned(stored));
+                self.pending.push_back(Event::Of("ADDED", stored.clone()));
             }
         }
         self.at = state.newest();
         if self.options.initial == Some(true) && self.options.bookmarks {
-            self.bookmark(true);
+            self.pending.push_back(Event::Bookmark(self.at, true));
         }
     }
 
@@ -118,7 +129,7 @@ impl Watch {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.pending.pop_front() {
-                return Some(event);
+                return self.written(event);
             }
             if self.over {
                 return None;
@@ -133,7 +144,7 @@ impl Watch {
                 },
                 () = sleep_until(self.end) => return None,
                 () = sleep_until(self.bookmark), if wants_bookmarks => {
-                    self.bookmark(false);
+                    self.pending.push_back(Event::Bookmark(self.at, false));
                     let last = self.end.checked_sub(LAST_BOOKMARK).unwrap_or(self.end);
                     let next = Instant::now() + BOOKMARK;
                     self.bookmark = if Instant::now() >= last { self.end } else { next.min(last) };
@@ -155,7 +166,7 @@ impl Watch {
         let Some(changes) = changes else {
             let message = format!("too old resource version: {} ({floor})", self.at);
             let expired = Refusal::expired(message).to_json();
-            self.push(&json!({"type": "ERROR", "object": expired}));
+            self.pending.push_back(Event::Error(expired));
             self.over = true;
             return true;
         };
@@ -176,46 +187,59 @@ impl Watch {
         };
         let (before, after) = (selected(change.before.as_ref()), selected(change.after.as_ref()));
         match (before, after) {
-            (None, Some(after)) => self.event("ADDED", versioned(&after)),
-            (Some(_), Some(after)) => self.event("MODIFIED", versioned(&after)),
+            (None, Some(after)) => self.pending.push_back(Event::Of("ADDED", after)),
+            (Some(_), Some(after)) => self.pending.push_back(Event::Of("MODIFIED", after)),
             (Some(before), None) => {
                 // Of an object that is gone its last state, of one that left the selection its state before; both with
                 // the version of the change.
-                let value = change.last.clone().unwrap_or(before.value);
-                self.event("DELETED", versioned(&Stored { version: change.version, value }));
+                let last = change.last.clone().unwrap_or_else(|| Stored::new(change.version, before.value));
+                self.pending.push_back(Event::Of("DELETED", last));
             }
             (None, None) => {}
         }
     }
 
-    fn event(&mut self, kind: &str, object: Value) {
-        let table = self.accepted.form == Form::Table;
-        // The form of a list fits no event.
-        let Ok(mut object) = form::item(object, &self.accepted, self.include) else {
-            self.over = true;
-            return;
+    /// An event as it goes out; none where it fits no form that was asked for, which ends the watch.
+    fn written(&mut self, event: Event) -> Option<Bytes> {
+        let (kind, object) = match event {
+            Event::Of(kind, stored) if self.accepted.is_plain_json() => {
+                let text = self.resource.text(&stored);
+                return Some([format!("{{\"type\":\"{kind}\",\"object\":").as_bytes(), &text, b"}\n"].concat().into());
+            }
+            Event::Of(kind, stored) => (kind, self.shown(self.resource.shown(&stored))?),
+            Event::Bookmark(at, initial_end) => {
+                let object = self.bookmark(at, initial_end);
+                ("BOOKMARK", self.shown(object)?)
+            }
+            Event::Error(status) => ("ERROR", status),
         };
-        if table && self.columns_sent {
+        let event = json!({"type": kind, "object": object});
+        Some(match self.accepted.encoding {
+            Encoding::Protobuf => protobuf::encode_event(&event).into(),
+            _ => encode(&event, Layout::Line).into(),
+        })
+    }
+
+    fn shown(&mut self, object: Value) -> Option<Value> {
+        // The form of a list fits no event.
+        let Ok(mut object) = form::item(self.resource, object, &self.accepted, self.include) else {
+            self.over = true;
+            return None;
+        };
+        if self.accepted.form == Form::Table && self.columns_sent {
             object = form::without_columns(object);
         }
         self.columns_sent = true;
-        self.push(&json!({"type": kind, "object": object}));
+        Some(object)
     }
 
-    fn bookmark(&mut self, initial_end: bool) {
-        let mut object = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {}});
-        meta::set(&mut object, "resourceVersion", Some(self.at.to_string().into()));
+    fn bookmark(&self, at: u64, initial_end: bool) -> Value {
+        let (version, kind) = (self.resource.api_version(), self.resource.kind());
+        let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {}});
+        meta::set(&mut object, "resourceVersion", Some(at.to_string().into()));
         if initial_end {
             meta::set(&mut object, "annotations", Some(json!({"k8s.io/initial-events-end": "true"})));
         }
-        self.event("BOOKMARK", object);
-    }
-
-    fn push(&mut self, event: &Value) {
-        let bytes = match self.accepted.encoding {
-            Encoding::Protobuf => protobuf::encode_event(event),
-            _ => encode(event, Layout::Line),
-        };
-        self.pending.push_back(Bytes::from(bytes));
+        object
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use super::herald::Herald;
 use super::{SourceError, object};
 use crate::agent::{FileWatch, Status};
 use crate::compile::RouterName;
@@ -36,6 +37,7 @@ pub enum Access {
 /// One router of an API.
 pub struct Source {
     api: Api<DynamicObject>,
+    herald: Herald,
     name: RouterName,
     /// The mirror of the object.
     spec: PathBuf,
@@ -72,9 +74,10 @@ impl Source {
             }
         };
         let client = Client::try_from(config).map_err(|error| SourceError::Client(Box::new(error)))?;
+        let herald = Herald::new(client.clone(), &name);
         let api = Api::namespaced_with(client, &name.namespace, &object::resource());
         let file = |kind: &str| directory.join(format!("{}.{}.{kind}.json", name.namespace, name.name));
-        Ok(Self { api, spec: file("spec"), status: file("status"), name })
+        Ok(Self { api, herald, spec: file("spec"), status: file("status"), name })
     }
 
     /// The file with the specification.
@@ -115,6 +118,7 @@ impl Source {
                     Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
                         listed = true;
                         theirs = object::conditions(&object);
+                        self.herald.follow(&object);
                         object::write(&self.spec, &object::mirrored(&object))?;
                         seen.send_replace(Seen::There);
                         due.get_or_insert_with(Instant::now);
@@ -143,6 +147,7 @@ impl Source {
         }
         match self.write(&ours).await {
             Ok(()) => {
+                self.herald.tell(theirs, &ours);
                 *theirs = ours;
                 None
             }
@@ -163,10 +168,12 @@ impl Source {
     pub(super) async fn refuse(&self, why: &str) {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "InvalidSpec", "message": why, "lastTransitionTime": now});
+        let follows = json!([condition("Available", "False"), condition("Progressing", "False")]);
         let conditions =
             json!([condition("Available", "False"), condition("Progressing", "False"), condition("Degraded", "True")]);
-        if let Err(error) = self.write(&conditions).await {
-            info!("{}: write the status: {error}", self.name);
+        match self.write(&conditions).await {
+            Ok(()) => self.herald.tell(&follows, &conditions),
+            Err(error) => info!("{}: write the status: {error}", self.name),
         }
     }
 }

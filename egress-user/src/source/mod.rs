@@ -7,10 +7,12 @@
 //! Invariants:
 //! - Only this room knows kube.
 //! - The file holds what the API said last, whole: it is replaced in one step.
-//! - Conditions are written when they are other than the object's, and never more often than once in a while.
+//! - Conditions are written when they are other than the object's, and never more often than once in a while. An event
+//!   tells of each that turned.
 
 mod error;
 mod follow;
+mod herald;
 mod object;
 mod run;
 

@@ -20,6 +20,7 @@ mod svg;
 mod workload;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,9 @@ pub(crate) struct Args {
     /// How many rounds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     rounds: Option<u8>,
+    /// Another egress-router, such as one of before a change, whose API is measured beside this one's
+    #[arg(long, value_name = "FILE")]
+    beside: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -166,7 +170,7 @@ pub(crate) fn bench(args: &Args) -> Result<ExitCode> {
     };
     let wanted = Workload::value_variants().iter().copied();
     let wanted = wanted.filter(|workload| args.only.is_empty() || args.only.contains(workload)).collect::<Vec<_>>();
-    let done = measure(&mut bench, &Parts { binary, object }, &wanted);
+    let done = measure(&mut bench, &Parts { binary, object, beside: args.beside.clone() }, &wanted);
     bench.progress.finish_and_clear();
     let repeated = rig::repeated();
     if repeated > 0 {

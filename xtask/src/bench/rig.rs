@@ -170,6 +170,8 @@ pub(super) struct Parts {
     pub(super) binary: PathBuf,
     /// The object with the benchmark's programs.
     pub(super) object: PathBuf,
+    /// Another `egress-router` to measure beside.
+    pub(super) beside: Option<PathBuf>,
 }
 
 /// One way through, ready for packets.

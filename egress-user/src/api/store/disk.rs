@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Change, Job, Key, State, StoreError, Stored, Target, Write, WriteError, read};
+use super::{Change, Job, Key, MAX_CHANGED_BYTES, State, StoreError, Stored, Target, Write, WriteError, read};
 
 const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
 const HISTORY: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("history");
@@ -55,7 +55,7 @@ pub(super) fn load(path: &Path) -> Result<(Database, State), StoreError> {
         let (key, stored) = entry.map_err(|error| open(error.into()))?;
         let (version, bytes) = stored.value();
         let value = serde_json::from_slice(bytes).map_err(|source| record(key.value().to_owned(), source))?;
-        state.objects.insert(Key::from_record(key.value()), Stored { version, value: Arc::new(value) });
+        state.objects.insert(Key::from_record(key.value()), Stored::new(version, Arc::new(value)));
     }
     let history = tables.open_table(HISTORY).map_err(|error| open(error.into()))?;
     for entry in history.iter().map_err(|error| open(error.into()))? {
@@ -63,12 +63,12 @@ pub(super) fn load(path: &Path) -> Result<(Database, State), StoreError> {
         let version = version.value();
         let read: Record =
             serde_json::from_slice(bytes.value()).map_err(|source| record(format!("change {version}"), source))?;
-        state.history.push_back(Arc::new(Change {
+        state.remember(Arc::new(Change {
             version,
             key: read.key,
-            before: read.before.map(|(version, value)| Stored { version, value }),
-            after: read.after.map(|value| Stored { version, value }),
-            last: read.last,
+            before: read.before.map(|(version, value)| Stored::new(version, value)),
+            after: read.after.map(|value| Stored::new(version, value)),
+            last: read.last.map(|value| Stored::new(version, value)),
             at: read.at,
         }));
     }
@@ -115,7 +115,7 @@ impl Writer {
         let mut changes: Vec<Arc<Change>> = Vec::new();
         let mut answers = Vec::new();
         for job in batch {
-            match self.change(&job.write, &changes, now.as_secs()) {
+            match self.change(job.write, &changes, now.as_secs()) {
                 Ok(change) => {
                     let change = Arc::new(change);
                     answers.push((job.done, Arc::clone(&change)));
@@ -129,22 +129,20 @@ impl Writer {
             return;
         }
         let oldest = now.saturating_sub(self.window).as_secs();
-        let outdated = read(&self.state).outdated(oldest);
+        let outdated = read(&self.state).outdated(oldest, MAX_CHANGED_BYTES);
         let committed = self.commit(&changes, outdated);
         if committed.is_ok() {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             changes.into_iter().for_each(|change| state.apply(change));
-            let forgotten = state.history.drain(..outdated).next_back();
-            state.floor = forgotten.map_or(state.floor, |last| last.version);
+            state.forget(outdated);
             // There is always one receiver, the store's.
             let _kept = self.announce.send_replace(state.newest);
         }
         for (done, change) in answers {
             let answer = match &committed {
                 Ok(()) => {
-                    let value =
-                        change.after.as_ref().map(|stored| Arc::clone(&stored.value)).or_else(|| change.last.clone());
-                    Ok(Stored { version: change.version, value: value.unwrap_or_default() })
+                    let left = change.after.as_ref().or(change.last.as_ref()).cloned();
+                    Ok(left.unwrap_or_else(|| Stored::new(change.version, Arc::default())))
                 }
                 Err(error) => Err(WriteError::Disk(error.to_string())),
             };
@@ -153,7 +151,7 @@ impl Writer {
     }
 
     /// What a write changes, after the changes before it in the batch.
-    fn change(&self, write: &Write, earlier: &[Arc<Change>], at: u64) -> Result<Change, WriteError> {
+    fn change(&self, write: Write, earlier: &[Arc<Change>], at: u64) -> Result<Change, WriteError> {
         let state = read(&self.state);
         let current = match earlier.iter().rev().find(|change| change.key == write.key) {
             Some(change) => change.after.as_ref(),
@@ -163,16 +161,15 @@ impl Writer {
             return Err(WriteError::Stale);
         }
         let version = earlier.last().map_or(state.newest, |change| change.version) + 1;
-        let (after, last) = match &write.to {
-            Target::Object(value) => (Some(Stored { version, value: Arc::new(value.clone()) }), None),
-            Target::Gone(value) => (None, Some(Arc::new(value.clone()))),
+        let before = current.cloned();
+        let (after, last) = match write.to {
+            Target::Object(value) => (Some(Stored::new(version, Arc::new(value))), None),
+            Target::Gone(value) => (None, Some(Stored::new(version, Arc::new(value)))),
         };
-        let change = Change { version, key: write.key.clone(), before: current.cloned(), after, last, at };
-        let size = |stored: &Stored| crate::api::json::compact(&stored.value).len();
-        if change.after.as_ref().is_some_and(|stored| size(stored) > MAX_OBJECT) {
+        if after.as_ref().is_some_and(|stored| stored.text().len() > MAX_OBJECT) {
             return Err(WriteError::TooLarge);
         }
-        Ok(change)
+        Ok(Change { version, key: write.key, before, after, last, at })
     }
 
     fn commit(&self, changes: &[Arc<Change>], outdated: usize) -> Result<(), redb::Error> {
@@ -212,7 +209,7 @@ fn encoded(change: &Change) -> Vec<u8> {
         at: change.at,
         before: change.before.as_ref().map(|stored| (stored.version, Arc::clone(&stored.value))),
         after: change.after.as_ref().map(|stored| Arc::clone(&stored.value)),
-        last: change.last.clone(),
+        last: change.last.as_ref().map(|stored| Arc::clone(&stored.value)),
     };
     // Of maps with text for keys, and numbers: always JSON.
     serde_json::to_vec(&record).unwrap_or_default()

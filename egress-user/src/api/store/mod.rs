@@ -10,19 +10,23 @@ mod disk;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
 use self::disk::{Writer, load};
+use super::{json, meta};
 
 /// Writes that may wait; more are turned away.
 const QUEUE: usize = 4096;
-/// Changes that are kept however young they are.
+/// Changes that are kept at most, however young they are.
 const MAX_CHANGES: usize = 100_000;
+/// Bytes of objects that changes are kept for at most: an object that is large is not kept a hundred thousand times.
+const MAX_CHANGED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +123,25 @@ pub(super) struct Stored {
     pub(super) version: u64,
     /// The object.
     pub(super) value: Arc<Value>,
+    text: Arc<OnceLock<Bytes>>,
+}
+
+impl Stored {
+    pub(super) fn new(version: u64, value: Arc<Value>) -> Self {
+        Self { version, value, text: Arc::default() }
+    }
+
+    /// The object with its version in it.
+    pub(super) fn versioned(&self) -> Value {
+        let mut object = (*self.value).clone();
+        meta::set(&mut object, "resourceVersion", Some(self.version.to_string().into()));
+        object
+    }
+
+    /// The same as JSON, on one line without its end. It is written once, for all who ask: reads, lists and watches.
+    pub(super) fn text(&self) -> Bytes {
+        self.text.get_or_init(|| json::compact(&self.versioned()).into()).clone()
+    }
 }
 
 /// One change.
@@ -130,11 +153,18 @@ pub(super) struct Change {
     pub(super) key: Key,
     /// The object before, if it was there.
     pub(super) before: Option<Stored>,
-    /// The object after, if it still is. A deleted one is last seen in `last`.
+    /// The object after, if it still is.
     pub(super) after: Option<Stored>,
-    /// For a deletion: the object's last state.
-    pub(super) last: Option<Arc<Value>>,
+    /// For a deletion: the object's last state, with the version of the deletion.
+    pub(super) last: Option<Stored>,
     at: u64,
+}
+
+impl Change {
+    /// Bytes of the object that it left.
+    fn size(&self) -> usize {
+        self.after.as_ref().or(self.last.as_ref()).map_or(0, |stored| stored.text().len())
+    }
 }
 
 /// What a write does.
@@ -162,6 +192,8 @@ pub(super) enum Target {
 pub(super) struct State {
     objects: BTreeMap<Key, Stored>,
     history: VecDeque<Arc<Change>>,
+    /// Bytes of the objects in the history.
+    changed_bytes: usize,
     newest: u64,
     floor: u64,
 }
@@ -229,13 +261,35 @@ impl State {
             None => self.objects.remove(&change.key),
         };
         self.newest = change.version;
+        self.remember(change);
+    }
+
+    fn remember(&mut self, change: Arc<Change>) {
+        self.changed_bytes += change.size();
         self.history.push_back(change);
     }
 
-    /// How many changes are too old to be kept.
-    fn outdated(&self, oldest: u64) -> usize {
+    /// How many changes are too old to be kept, or too much.
+    fn outdated(&self, oldest: u64, max_bytes: usize) -> usize {
         let aged = self.history.partition_point(|change| change.at < oldest);
-        aged.max(self.history.len().saturating_sub(MAX_CHANGES))
+        let mut outdated = aged.max(self.history.len().saturating_sub(MAX_CHANGES));
+        let mut bytes =
+            self.changed_bytes - self.history.iter().take(outdated).map(|change| change.size()).sum::<usize>();
+        while bytes > max_bytes
+            && let Some(change) = self.history.get(outdated)
+        {
+            bytes -= change.size();
+            outdated += 1;
+        }
+        outdated
+    }
+
+    /// Forgets the oldest changes.
+    fn forget(&mut self, outdated: usize) {
+        for change in self.history.drain(..outdated) {
+            self.changed_bytes -= change.size();
+            self.floor = change.version;
+        }
     }
 }
 
@@ -254,15 +308,15 @@ struct Job {
 }
 
 impl Store {
-    /// Opens the store in a directory, or makes a new one there. Changes are kept for `window`.
+    /// Opens the store in a file, or makes a new one there. Changes are kept for `window`.
     ///
     /// # Errors
     /// When the disk refuses, another process has it open, or it is damaged.
-    pub(super) fn open(directory: &Path, window: Duration) -> Result<Self, StoreError> {
+    pub(super) fn open(file: &Path, window: Duration) -> Result<Self, StoreError> {
+        let directory = file.parent().unwrap_or(file);
         let made = std::fs::create_dir_all(directory);
         made.map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
-        let path = directory.join("egressrouters.redb");
-        let (database, state) = load(&path)?;
+        let (database, state) = load(file)?;
         let state = Arc::new(RwLock::new(state));
         let (queue, jobs) = sync_channel(QUEUE);
         let (announce, newest) = watch::channel(read(&state).newest);
@@ -316,7 +370,8 @@ mod tests {
     async fn keeps_what_it_answered() {
         let directory = tempfile::tempdir().unwrap();
         let window = Duration::from_secs(300);
-        let store = Store::open(directory.path(), window).unwrap();
+        let file = directory.path().join("objects.redb");
+        let store = Store::open(&file, window).unwrap();
         let a = store.write(write("a", None, 1)).await.unwrap();
         assert_eq!(a.version, FIRST + 1);
         assert!(matches!(store.write(write("a", None, 2)).await, Err(WriteError::Stale)));
@@ -330,7 +385,7 @@ mod tests {
         // The writer lets go of the file when it has seen the end of the queue.
         let begun = std::time::Instant::now();
         let store = loop {
-            match Store::open(directory.path(), window) {
+            match Store::open(&file, window) {
                 Ok(store) => break store,
                 Err(error) => assert!(begun.elapsed() < Duration::from_secs(10), "{error}"),
             }
@@ -345,10 +400,28 @@ mod tests {
         assert_eq!(then.values().map(|stored| stored.version).collect::<Vec<_>>(), [FIRST + 2]);
     }
 
+    #[test]
+    fn forgets_what_is_much() {
+        let mut state = State::default();
+        for version in 11..=20 {
+            let stored = Stored::new(version, Arc::new(json!({"text": "x".repeat(1000)})));
+            let key = Key::new("ns", "a");
+            state.apply(Arc::new(Change { version, key, before: None, after: Some(stored), last: None, at: 7 }));
+        }
+        let one = state.changed_bytes / 10;
+        assert!(one > 1000);
+        assert_eq!(state.outdated(7, one * 10), 0);
+        assert_eq!(state.outdated(8, one * 10), 10, "by age");
+        assert_eq!(state.outdated(7, one * 4), 6);
+        state.forget(6);
+        assert_eq!((state.floor(), state.changed_bytes / one, state.outdated(7, one * 4)), (16, 4, 0));
+        assert!(state.changes_after(15, 9).is_none() && state.changes_after(16, 9).unwrap().len() == 4);
+    }
+
     #[tokio::test]
     async fn forgets_what_is_old() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path(), Duration::ZERO).unwrap();
+        let store = Store::open(&directory.path().join("objects.redb"), Duration::ZERO).unwrap();
         let mut version = None;
         for value in 0..3 {
             version = Some(store.write(write("a", version, value)).await.unwrap().version);

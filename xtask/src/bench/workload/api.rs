@@ -22,41 +22,68 @@ const CLIENTS: usize = 8;
 const READS: usize = 8000;
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// Measures it.
+/// Measures it; where there is another binary besides, both in turns.
 pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
     let (objects, watchers) = if bench.quick { (2000, 200) } else { (10_000, 1000) };
-    let server = Server::start(&parts.binary)?;
-    let made = in_parallel(&server, objects, |index| {
-        let body = object(&format!("r{index:05}"));
-        Request::new("POST", PATH, Some(&body))
-    })?;
-    add(bench, "api-create", "requests/s", objects as f64 / made.as_secs_f64());
+    let binaries = [("serve", Some(&parts.binary)), ("serve, the other", parts.beside.as_ref())];
+    let mut servers = Vec::new();
+    for (path, binary) in binaries {
+        if let Some(binary) = binary {
+            servers.push(Server::start(binary, path)?);
+        }
+    }
+    for server in &servers {
+        measured(bench, server, "api-create", objects, |index| {
+            Request::new("POST", PATH, Some(&object(&format!("r{index:05}"))))
+        })?;
+    }
     for round in 0..bench.rounds {
-        bench.go_on()?;
-        let took =
-            in_parallel(&server, READS, |index| Request::new("GET", &format!("{PATH}/r{:05}", index % objects), None))?;
-        add(bench, "api-get", "requests/s", READS as f64 / took.as_secs_f64());
         let label = format!("{{\"metadata\":{{\"labels\":{{\"round\":\"{round}\"}}}}}}");
-        let patches = READS / 8;
-        let took =
-            in_parallel(&server, patches, |index| Request::new("PATCH", &format!("{PATH}/r{index:05}"), Some(&label)))?;
-        add(bench, "api-patch", "requests/s", patches as f64 / took.as_secs_f64());
-        let started = Instant::now();
-        let list = server.client.call("GET", PATH, None)?;
-        ensure!(list.status == 200, "list: {}", list.status);
-        add(bench, &format!("api-list-{objects}"), "ms", started.elapsed().as_secs_f64() * 1e3);
+        for server in &servers {
+            bench.go_on()?;
+            measured(bench, server, "api-get", READS, |index| {
+                Request::new("GET", &format!("{PATH}/r{:05}", index % objects), None)
+            })?;
+            measured(bench, server, "api-patch", READS / 8, |index| {
+                Request::new("PATCH", &format!("{PATH}/r{index:05}"), Some(&label))
+            })?;
+            let before = server.processor_time()?;
+            let started = Instant::now();
+            let list = server.client.call("GET", PATH, None)?;
+            ensure!(list.status == 200, "list: {}", list.status);
+            let workload = format!("api-list-{objects}");
+            add(bench, server, &workload, "ms", started.elapsed().as_secs_f64() * 1e3);
+            let spent = server.processor_time()?.saturating_sub(before);
+            add(bench, server, &workload, "ms of processor", spent.as_secs_f64() * 1e3);
+        }
         bench.progress.inc(1);
     }
-    let took = fan_out(bench, &server, watchers)?;
-    for seconds in took {
-        add(bench, &format!("api-watch-{watchers}"), "ms until all saw it", seconds * 1e3);
+    for server in &servers {
+        fan_out(bench, server, watchers)?;
     }
     Ok(())
 }
 
-fn add(bench: &mut Bench, workload: &str, unit: &'static str, value: f64) {
-    let path = "serve".to_owned();
+fn add(bench: &mut Bench, server: &Server, workload: &str, unit: &'static str, value: f64) {
+    let path = server.path.to_owned();
     bench.record.add(Subject { workload: workload.to_owned(), uplink: "-", family: None, path, unit }, value);
+}
+
+/// Makes requests on some connections: how many a second, and what one costs the server, who shares the processors with
+/// his clients.
+fn measured(
+    bench: &mut Bench,
+    server: &Server,
+    workload: &str,
+    count: usize,
+    request: impl Fn(usize) -> Request + Sync,
+) -> Result<()> {
+    let before = server.processor_time()?;
+    let took = in_parallel(server, count, request)?;
+    let spent = server.processor_time()?.saturating_sub(before);
+    add(bench, server, workload, "requests/s", count as f64 / took.as_secs_f64());
+    add(bench, server, workload, "us of processor", spent.as_secs_f64() * 1e6 / count as f64);
+    Ok(())
 }
 
 fn object(name: &str) -> String {
@@ -102,8 +129,8 @@ fn exchange(connection: &mut Connection, address: SocketAddr, request: &Request)
     Ok(())
 }
 
-/// How long a change takes to reach every one of many watchers, round by round, in seconds.
-fn fan_out(bench: &Bench, server: &Server, watchers: usize) -> Result<Vec<f64>> {
+/// How long a change takes to reach every one of many watchers, and what telling them costs.
+fn fan_out(bench: &mut Bench, server: &Server, watchers: usize) -> Result<()> {
     let seen = AtomicUsize::new(0);
     let target = format!(
         "{PATH}?watch=true&fieldSelector=metadata.name%3Dr00000&sendInitialEvents=false&\
@@ -117,10 +144,10 @@ fn fan_out(bench: &Bench, server: &Server, watchers: usize) -> Result<Vec<f64>> 
         ensure!(head.status == 200, "watch: {}", head.status);
         watching.push(connection);
     }
+    let rounds = bench.rounds;
     std::thread::scope(|scope| {
         for mut connection in watching {
             let seen = &seen;
-            let rounds = bench.rounds;
             scope.spawn(move || {
                 // One event a round; then the connection is closed.
                 for _ in 0..rounds {
@@ -131,21 +158,25 @@ fn fan_out(bench: &Bench, server: &Server, watchers: usize) -> Result<Vec<f64>> 
                 }
             });
         }
-        let mut took = Vec::new();
-        for round in 1..=bench.rounds {
+        let workload = format!("api-watch-{watchers}");
+        for round in 1..=rounds {
             bench.go_on()?;
             let label = format!("{{\"metadata\":{{\"labels\":{{\"seen\":\"{round}\"}}}}}}");
+            let before = server.processor_time()?;
             let started = Instant::now();
             server.client.call("PATCH", &format!("{PATH}/r00000"), Some(&label))?;
             wait_until("every watcher", WITHIN, || seen.load(Ordering::Relaxed) >= round * watchers)?;
-            took.push(started.elapsed().as_secs_f64());
+            add(bench, server, &workload, "ms until all saw it", started.elapsed().as_secs_f64() * 1e3);
+            let spent = server.processor_time()?.saturating_sub(before);
+            add(bench, server, &workload, "us of processor each", spent.as_secs_f64() * 1e6 / watchers as f64);
         }
-        Ok(took)
+        Ok(())
     })
 }
 
 /// `egress-router serve`, ended when dropped.
 struct Server {
+    path: &'static str,
     process: Child,
     client: Client,
     address: SocketAddr,
@@ -153,7 +184,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(binary: &std::path::Path) -> Result<Self> {
+    fn start(binary: &std::path::Path, path: &'static str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("egress-bench").tempdir().context("make a directory")?;
         let file = |name: &str| directory.path().join(name);
         std::fs::write(file("tokens"), "admin-token,admin,1,\"system:masters\"\n").context("write the tokens")?;
@@ -173,7 +204,21 @@ impl Server {
             let url = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("server: https://"))?;
             url.parse::<SocketAddr>().ok()
         })?;
-        Ok(Self { process, client: Client::new(address)?, address, _directory: directory })
+        Ok(Self { path, process, client: Client::new(address)?, address, _directory: directory })
+    }
+}
+
+impl Server {
+    /// Processor time that it has had.
+    fn processor_time(&self) -> Result<Duration> {
+        let threads = format!("/proc/{}/task", self.process.id());
+        let mut total = 0;
+        for thread in std::fs::read_dir(&threads).with_context(|| format!("read {threads}"))? {
+            // The threads that work stay for as long as the server does.
+            let text = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+            total += text.split(' ').next().and_then(|nanoseconds| nanoseconds.parse::<u64>().ok()).unwrap_or_default();
+        }
+        Ok(Duration::from_nanos(total))
     }
 }
 
