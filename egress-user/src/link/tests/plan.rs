@@ -77,6 +77,7 @@ fn adopt(here: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
         adopt: true,
         router: &router_name(),
         link,
+        hosts: &[],
         reply_mark: None,
         here,
         here_label: "router",
