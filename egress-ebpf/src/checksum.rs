@@ -82,6 +82,13 @@ impl Delta {
     }
 }
 
+/// Whether an IPv4 header without options, as it lies in memory, agrees with the checksum in it (RFC 791 section 3.1).
+#[inline(always)]
+pub const fn is_right(header: &[u32; 5]) -> bool {
+    let sum = Delta(header[0]).add(header[1]).add(header[2]).add(header[3]).add(header[4]);
+    fold(sum.0) == 0xffff
+}
+
 /// What a checksum field holds, as it lies in memory, until a device puts the packet's own sum to it: the sum of the
 /// pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1). `length` is that of the transport header and all behind it.
 #[inline(always)]
@@ -149,6 +156,28 @@ mod tests {
     use super::is_same as same;
 
     proptest! {
+        #[test]
+        fn a_header_agrees_with_its_own_checksum_and_with_no_other(
+            mut header in any::<[u8; 20]>(),
+            other in any::<u16>(),
+        ) {
+            let words = |header: &[u8; 20]| {
+                let mut words = [0; 5];
+                for (word, bytes) in words.iter_mut().zip(header.chunks_exact(4)) {
+                    *word = u32::from_ne_bytes(bytes.try_into().unwrap());
+                }
+                words
+            };
+            // A version makes every real header's sum other than zero.
+            header[0] = 0x45;
+            header[10..12].fill(0);
+            let right = whole(&header);
+            header[10..12].copy_from_slice(&right.to_be_bytes());
+            prop_assert!(is_right(&words(&header)));
+            header[10..12].copy_from_slice(&other.to_be_bytes());
+            prop_assert_eq!(is_right(&words(&header)), same(other, right));
+        }
+
         #[test]
         fn following_a_change_equals_summing_anew(
             mut bytes in proptest::collection::vec(any::<u8>(), 8..200),

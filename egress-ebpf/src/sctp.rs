@@ -10,11 +10,11 @@ use crate::timeout::Class;
 #[inline(always)]
 pub const fn flags(chunk_type: u8) -> u8 {
     match chunk_type {
-        1 => flag::SYN,             // INIT
-        2 => flag::SYN | flag::ACK, // INIT ACK
-        6 => flag::RST,             // ABORT
-        7 | 8 => flag::FIN,         // SHUTDOWN, SHUTDOWN ACK
-        14 => flag::RST,            // SHUTDOWN COMPLETE: nothing comes after it
+        1 => flag::SYN,                 // INIT
+        2 => flag::SYN | flag::ACK,     // INIT ACK
+        6 => flag::RST,                 // ABORT
+        7 | 8 => flag::FIN | flag::ACK, // SHUTDOWN, SHUTDOWN ACK
+        14 => flag::RST,                // SHUTDOWN COMPLETE: nothing comes after it
         _ => flag::ACK,
     }
 }

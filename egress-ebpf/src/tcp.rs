@@ -43,10 +43,15 @@ pub mod seen {
 /// the same side takes it back. A host that did reset sends nothing more, so a true reset stays; a forged one, which its
 /// pretended sender knows nothing of, is undone by that sender's next segment. That is the tolerance that RFC 7857 section
 /// 2.2 asks for, with no sequence numbers kept.
+///
+/// A segment with none of SYN, ACK and RST says nothing: every receiver drops it, in any state (RFC 9293 section 3.10.7).
 #[inline(always)]
 pub const fn observe(before: u8, flags: u8) -> u8 {
     if flags & flag::RST != 0 {
         return before | seen::ANY | seen::RST;
+    }
+    if flags & (flag::SYN | flag::ACK) == 0 {
+        return before | seen::ANY;
     }
     let mut after = (before | seen::ANY) & !seen::RST;
     after |= if flags & flag::SYN != 0 { seen::SYN } else { seen::DATA };
@@ -56,11 +61,12 @@ pub const fn observe(before: u8, flags: u8) -> u8 {
     after
 }
 
-/// What the first segment of a flow leaves in its entry. Anything but a SYN is a connection picked up in mid-stream, as
+/// What the first segment of a flow leaves in its entry. An ACK or a reset is of a connection picked up in mid-stream, as
 /// with conntrack's `nf_conntrack_tcp_loose`: after a restart with an empty table, established connections go on.
 #[inline(always)]
 pub const fn first(flags: u8) -> u8 {
-    let midstream = if flags & flag::SYN == 0 { seen::MIDSTREAM } else { 0 };
+    let opens = flags & flag::SYN != 0;
+    let midstream = if !opens && flags & (flag::ACK | flag::RST) != 0 { seen::MIDSTREAM } else { 0 };
     observe(0, flags) | midstream
 }
 
@@ -163,6 +169,20 @@ mod tests {
     fn mid_stream_counts_as_established() {
         assert_eq!(play(&[(true, ACK)]), Class::TcpEstablished);
         assert_eq!(play(&[(true, ACK), (true, FIN | ACK)]), Class::TcpFinWait);
+    }
+
+    #[test]
+    fn a_segment_that_every_receiver_drops_opens_and_closes_nothing() {
+        for flags in [0, FIN, 0x08, 0x20 | FIN] {
+            assert_eq!(play(&[(true, flags)]), Class::TcpSynSent);
+            assert_eq!(play(&[(true, flags), (true, flags), (true, flags)]), Class::TcpSynSent);
+            assert_eq!(play(&[(true, flags), (false, RST | ACK)]), Class::TcpClose, "and is answered by a reset");
+            assert_eq!(play(&[(true, SYN), (true, flags), (false, flags)]), Class::TcpSynSent);
+            assert_eq!(after_open(&[(true, flags), (false, flags)]), Class::TcpEstablished);
+            assert_eq!(after_open(&[(false, RST), (false, flags)]), Class::TcpClose, "it does not take a reset back");
+        }
+        assert_eq!(play(&[(true, RST)]), Class::TcpClose);
+        assert_eq!(play(&[(true, RST), (true, ACK)]), Class::TcpEstablished, "a reset that was forged");
     }
 
     #[test]

@@ -96,7 +96,7 @@ dense! {
 dense! {
     /// The packet ends here, and this is why.
     DropReason {
-        /// The packet ends before its headers do, or a length in it is wrong.
+        /// The packet ends before its headers do, or a length in it is wrong, or its IPv4 header's checksum.
         Malformed = "malformed",
         /// Arrived on the cluster interface for an address that is not the router's.
         ForeignDestination = "foreign_destination",

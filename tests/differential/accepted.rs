@@ -110,12 +110,12 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
     },
     Accepted {
         name: "wrong checksums",
-        steps: &["a wrong transport checksum", "a wrong header checksum"],
+        steps: &["a wrong transport checksum"],
         original: &[],
         ours: &["client: UDP", "outside: UDP"],
         changed: &[],
         reason: "Connection tracking sums the whole payload up, and what is wrong goes untranslated to the router's own \
-                 stack, which drops it. Here checksums are updated and never computed, so that a wrong one stays as wrong \
+                 stack, which drops it. Here transport checksums are updated and never computed, so that a wrong one stays as wrong \
                  as it was, and the next host that looks drops the packet; nothing turns right by being translated.",
     },
     Accepted {

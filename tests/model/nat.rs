@@ -186,6 +186,11 @@ impl Connection {
 
     fn tcp_limit_s(&self, timeouts: &Timeouts) -> u64 {
         let [client, server] = &self.sent;
+        // What every receiver drops says nothing.
+        let telling =
+            |sent: &[u8]| sent.iter().copied().filter(|flags| flags & (SYN | ACK | RST) != 0).collect::<Vec<_>>();
+        let picked_up = client.first().is_some_and(|flags| flags & SYN == 0 && flags & (ACK | RST) != 0);
+        let (client, server) = (&telling(client), &telling(server));
         let is_reset = |sent: &[u8]| sent.last().is_some_and(|flags| flags & RST != 0);
         // A reset carries nothing else.
         let any = |sent: &[u8], what: &dyn Fn(u8) -> bool| sent.iter().any(|flags| flags & RST == 0 && what(*flags));
@@ -199,7 +204,6 @@ impl Connection {
             (false, true) => return timeouts.close_wait_s,
             (false, false) => {}
         }
-        let picked_up = client.first().is_some_and(|flags| flags & SYN == 0);
         let confirmed = any(client, &|flags| flags & SYN == 0);
         let answered = any(server, &|_| true);
         match (picked_up, answered, confirmed) {

@@ -529,9 +529,9 @@ fn body(random: &mut Random, protocol: Protocol, from: From) -> Body {
         (Protocol::Udp, _) => Body::Udp,
         (Protocol::Echo, From::Client) => Body::EchoRequest,
         (Protocol::Echo, From::Server) => Body::EchoReply,
-        (Protocol::Tcp, From::Client) => Body::Tcp(random.pick(&[SYN, SYN, ACK, PSH | ACK, FIN | ACK, RST])),
+        (Protocol::Tcp, From::Client) => Body::Tcp(random.pick(&[SYN, SYN, ACK, PSH | ACK, FIN | ACK, RST, 0, FIN])),
         (Protocol::Tcp, From::Server) => {
-            Body::Tcp(random.pick(&[SYN | ACK, SYN | ACK, ACK, PSH | ACK, FIN | ACK, RST | ACK]))
+            Body::Tcp(random.pick(&[SYN | ACK, SYN | ACK, ACK, PSH | ACK, FIN | ACK, RST | ACK, 0, FIN]))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use egress_lab::address::SNAT;
+use egress_lab::address::{NODE, SERVER_1, SNAT};
 use egress_lab::router::Router;
 use egress_lab::{Lab, Options, sandbox, wait_until};
 
@@ -90,6 +90,44 @@ fn a_bad_command_line_is_a_usage_error() {
     for arguments in [["--flows", "63"], ["--snat-ports", "9-8"], ["--hook", "nfqueue"], ["--local-port", "http"]] {
         run(command(&router, "apply").args(arguments)).assert_refused(2, &[arguments[0], arguments[1]]);
     }
+}
+
+// The client would wait in vain: a macvlan and its own host never hear each other.
+#[test]
+fn a_rule_that_leads_to_the_nodes_own_address_is_refused() {
+    let lab = Lab::build(&Options::default()).unwrap();
+    let good = Text::of(SNAT);
+    let router = Router::new(&lab, &good.yaml()).unwrap();
+    let before = System::of(&lab, &router);
+    let bad = Text { rules: vec![("TCP", 80, SERVER_1, None), ("UDP", 53, NODE, None)], ..good.clone() };
+    router.edit(&bad.yaml()).unwrap();
+    for refused in [apply(&router), plan(&router)] {
+        refused.assert_refused(3, &[&NODE.v4.to_string(), "up0", "macvlan never reaches its own host"]);
+    }
+    // The fallback is a rule too.
+    let fallback = format!("  redirect:\n    fallbackIP: \"{}\"\n", NODE.v6);
+    router.edit(&good.yaml().replacen("  redirect:\n", &fallback, 1)).unwrap();
+    apply(&router).assert_refused(3, &[&NODE.v6.to_string(), "up0"]);
+    assert_same(&before, &System::of(&lab, &router), "after refusals");
+    // It is by a reflecting switch that such a mode reaches it.
+    router.edit(&Text { mode: "VEPA", ..bad }.yaml()).unwrap();
+    apply(&router).assert_done();
+    delete(&router).assert_done();
+}
+
+#[test]
+fn an_interface_without_link_addresses_is_refused() {
+    let lab = Lab::build(&Options::default()).unwrap();
+    let router = Router::new(&lab, &Text::of(SNAT).yaml()).unwrap();
+    lab.router.ip(["tuntap", "add", "dev", "tun0", "mode", "tun"]).unwrap();
+    lab.router.ip(["tuntap", "add", "dev", "net1", "mode", "tun"]).unwrap();
+    let before = System::of(&lab, &router);
+    run(command(&router, "apply").args(["--cluster-interface", "tun0"])).assert_refused(3, &["tun0", "link addresses"]);
+    apply(&router).assert_refused(3, &["net1", "kind is tun, wanted macvlan"]);
+    assert_same(&before, &System::of(&lab, &router), "after refusals");
+    lab.router.ip(["link", "delete", "net1"]).unwrap();
+    apply(&router).assert_done();
+    assert_works(&lab, SNAT);
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! The datapath without its agent.
 
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::icmp::Echo;
+use egress_lab::tcp::TcpConnection;
 use egress_lab::{Family, Options};
 
 use crate::live::{LiveTcp, LiveUdp};
-use crate::rig::{Rig, Spec, TIMEOUT, at};
+use crate::rig::{Rig, Spec, TIMEOUT, at, router};
 
 #[test]
 fn what_apply_set_up_works_with_nothing_running() {
@@ -58,5 +62,50 @@ fn an_agent_that_is_killed_and_restarted_loses_no_packet() {
     }
     for live in udp {
         live.finish();
+    }
+}
+
+/// A connection through the router, and the server's end of it.
+fn connected(rig: &Rig, family: Family) -> (TcpConnection, TcpStream) {
+    let server = at(SERVER_1, family, 8080);
+    let listener = rig.server(SERVER_1).unwrap().run(|| TcpListener::bind(server)).unwrap();
+    let from = at(client(0), family, 30_000);
+    let client = TcpConnection::open(&rig.client, from, router(family, 80), TIMEOUT).unwrap();
+    let (stream, source) = listener.accept().unwrap();
+    assert_eq!(source, at(SNAT, family, 30_000));
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    (client, stream)
+}
+
+#[test]
+fn a_server_may_speak_first_after_a_restart() {
+    let mut rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080));
+    let connections = Family::ALL.map(|family| connected(&rig, family));
+    for _ in 0..3 {
+        rig.router.kill().unwrap();
+        rig.router.start().unwrap();
+        for (client, server) in &connections {
+            let (mut client, mut server) = (client.stream(), server);
+            server.write_all(b"you were away").unwrap();
+            let mut heard = [0; 13];
+            client.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"you were away");
+        }
+    }
+}
+
+// With its flows gone, as after a move to another node (docs/operations.md): the server is told, and does not wait in vain.
+#[test]
+fn a_server_that_speaks_first_after_a_move_is_reset_at_once() {
+    let mut rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080));
+    let connections = Family::ALL.map(|family| connected(&rig, family));
+    rig.router.terminate().unwrap();
+    rig.router.delete().unwrap();
+    rig.router.start().unwrap();
+    for (_client, server) in connections {
+        let mut server = &server;
+        server.write_all(b"you were away").unwrap();
+        let error = server.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -5,11 +5,13 @@
 mod accelerated;
 mod adopt;
 mod agent;
+mod associations;
 mod bad_input;
 mod checksums;
 mod commands;
 mod confined;
 mod connections;
+mod deployed;
 mod detached;
 mod edits;
 mod existing;

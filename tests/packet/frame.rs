@@ -288,6 +288,17 @@ pub(crate) fn raw(link_dst: [u8; 6], ether_type: u16, payload: &[u8]) -> Vec<u8>
     [&link_dst[..], &PEER_MAC, &ether_type.to_be_bytes(), payload].concat()
 }
 
+/// Makes the checksum of an IPv4 header without options right again, after a change of it.
+pub(crate) fn seal(frame: &mut [u8]) {
+    if let [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, packet @ ..] = frame
+        && let Some(header) = packet.get_mut(..20)
+    {
+        header[10..12].fill(0);
+        let sum = checksum(header).to_be_bytes();
+        header[10..12].copy_from_slice(&sum);
+    }
+}
+
 /// The Internet checksum (RFC 1071), from scratch.
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u64 =

@@ -205,8 +205,8 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
     let setup = Setup::default().settings(|settings| settings.redirect = true);
     for family in Family::ALL {
         rig::with(&setup, |rig| {
-            // For a moment after new tables, every packet looks its next hop up.
-            sleep(Duration::from_millis(300));
+            // For a moment after new tables, every packet looks its next hop up. An emulated machine's clock may be late.
+            sleep(Duration::from_secs(1));
             for (body, port, target) in
                 [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
             {

@@ -120,6 +120,20 @@ fn a_connection_is_picked_up_in_mid_stream() {
     });
 }
 
+// It takes no more than a packet, which nobody answers for five days.
+#[test]
+fn a_segment_that_every_receiver_drops_makes_no_flow_that_lasts() {
+    rig::both(|rig, family| {
+        let mut connection = Connection::new(rig, family);
+        connection.client(0).is(Class::TcpSynSent);
+        connection.client(FIN).client(PSH).client(0).is(Class::TcpSynSent);
+        connection.server(RST | ACK).is(Class::TcpClose);
+        connection.client(SYN).server(SYN | ACK).client(ACK).is(Class::TcpEstablished);
+        connection.client(0).server(FIN).is(Class::TcpEstablished);
+        assert_eq!(connection.rig.entries().len(), 2);
+    });
+}
+
 #[test]
 fn a_syn_reopens_what_has_closed_with_the_same_port() {
     rig::both(|rig, family| {
@@ -174,9 +188,65 @@ fn an_expired_flow_is_absent_though_nobody_sweeps() {
         assert!(rig.flows().is_empty());
         assert_eq!(rig.entries().len(), 2, "nobody has swept");
         rig.run(Hook::ExternalIngress, &udp_answer(family, PORT).bytes()).is(Unsolicited);
-        assert!(rig.entries().is_empty(), "and who finds it expired removes it");
+        assert!(rig.flows().is_empty(), "no answer brings it back");
         rig.request(&udp(family, PORT));
-        assert_eq!(rig.flow().request_packets, 1, "a new flow");
+        let flow = rig.flow();
+        assert_eq!((flow.request_packets, flow.reply_packets), (1, 0), "a new flow");
+        assert!(flow.age_s < 2 && flow.state == Class::Udp.name(), "{flow:?}");
+        rig.reply(&udp_answer(family, PORT));
+        rig.assert_paired();
+    });
+}
+
+// What it left in the table is used again only where the rules would make the same of it today.
+#[test]
+fn an_expired_flow_that_comes_back_follows_the_rules_of_today() {
+    rig::both(|rig, family| {
+        let expire = |rig: &mut Rig| {
+            rig.request(&udp(family, PORT));
+            rig.pass_time(Duration::from_secs(31));
+            assert!(rig.flows().is_empty());
+        };
+        // Another destination.
+        expire(rig);
+        let mut setup = Setup::default();
+        for rule in &mut setup.table.rules {
+            rule.destination = SERVER_2.ip(Family::of(rule.destination));
+        }
+        rig.install(&setup);
+        assert_eq!(ends(&rig.request(&udp(family, PORT))).1, at(SERVER_2, family, UDP_TARGET));
+        assert_eq!(rig.entries().len(), 2);
+        // Another source address.
+        expire(rig);
+        let other = egress_lab::address::external(120).ip(family);
+        setup.snat = vec![other];
+        rig.install(&setup);
+        assert_eq!(ends(&rig.request(&udp(family, PORT))).0.ip(), other);
+        assert_eq!(rig.entries().len(), 2);
+        // Ports that do not have the client's.
+        expire(rig);
+        setup.settings.snat_ports = Some((20_000, 20_009));
+        rig.install(&setup);
+        assert!((20_000..=20_009).contains(&rig.source_port(&udp(family, PORT))));
+        assert_eq!(rig.entries().len(), 2);
+        rig.assert_paired();
+        // No rule.
+        expire(rig);
+        setup.table.rules.clear();
+        rig.install(&setup);
+        rig.run(Hook::ClusterIngress, &udp(family, PORT).bytes()).is(Verdict::Rejected);
+    });
+}
+
+#[test]
+fn an_expired_flow_that_comes_back_has_its_own_port_if_that_is_free_by_then() {
+    rig::both(|rig, family| {
+        rig.request(&Frame::request(client(1, family, PORT), at(ROUTER, family, UDP_MOVED), Body::Udp));
+        assert_ne!(rig.source_port(&udp(family, PORT)), PORT);
+        rig.pass_time(Duration::from_secs(31));
+        assert_eq!(rig.source_port(&udp(family, PORT)), PORT);
+        rig.assert_paired();
+        assert_eq!(rig.entries().len(), 2, "whose port it took has gone");
     });
 }
 

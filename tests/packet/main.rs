@@ -7,6 +7,7 @@
 //! | [`golden`] | translation, byte by byte, there and back |
 //! | [`verdicts`] | what is passed, refused and dropped, and how it is counted |
 //! | [`ports`] | which source port a flow gets |
+//! | [`races`] | two processors at once |
 //! | [`life`] | a flow's states and timeouts, a full table, edits under live flows |
 //! | [`events`] | what is told of flows and drops |
 //! | [`fragments`] | packets in fragments |
@@ -25,6 +26,7 @@ mod golden;
 mod life;
 mod malformed;
 mod ports;
+mod races;
 mod rig;
 mod safety;
 mod scale;

@@ -389,7 +389,7 @@ impl Rig {
     }
 
     /// As [`run_marked`](Self::run_marked), with no look at the counters: for many frames.
-    pub(crate) fn feed(&mut self, hook: Hook, frame: &[u8], mark: u32) -> Departure {
+    pub(crate) fn feed(&self, hook: Hook, frame: &[u8], mark: u32) -> Departure {
         let ifindex = match hook {
             Hook::ClusterIngress | Hook::ClusterEgress => self.ifindexes[0],
             Hook::ExternalIngress | Hook::ExternalEgress => self.ifindexes[1],

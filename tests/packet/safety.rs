@@ -17,7 +17,7 @@ use egress_lab::random::Random;
 use egress_user::datapath::Tally;
 
 use crate::frame::{
-    Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header,
+    Body, CLUSTER_MAC, ETHERNET, EXTERNAL_MAC, Frame, octets, options_header, protocol, routing_header, seal,
 };
 use crate::rig::{
     self, Counters, EXTERNAL_LINK_LOCAL, Rig, Setup, TCP_KEPT, TCP_MOVED, UDP_KEPT, UDP_MOVED, goes_on, is_left,
@@ -144,6 +144,10 @@ fn any_frame(random: &mut Random) -> Vec<u8> {
             let at = random.below(limit);
             bytes[at] = if random.chance(2) { random.byte() } else { bytes[at] ^ (1 << random.below(8)) };
         }
+    }
+    // Else little of what IPv4 headers may say would be looked at.
+    if random.chance(2) {
+        seal(&mut bytes);
     }
     if random.chance(8) {
         bytes.truncate(ETHERNET + random.below(bytes.len() - ETHERNET + 1));

@@ -128,6 +128,9 @@ fn read_all(socket: &OwnedFd, buffer: &mut [u8], sink: &mut impl FnMut(Frame)) -
                 Ok(message) => (message.bytes.min(FRAME_BYTES), message.bytes),
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::EINTR) => continue,
+                // Of an SCTP packet that no device has cut yet: its receiver takes the parts out, though a capture has them
+                // too. It is gone, and there is nothing to be said of it.
+                Err(Errno::EFAULT) => continue,
                 Err(error) => return Err(error),
             }
         };

@@ -14,7 +14,7 @@
 //! | [`netns`] | a namespace that is removed with all that runs in it |
 //! | [`topology`] | the rig above, in its variants |
 //! | [`address`] | who has which address |
-//! | [`tcp`], [`udp`], [`icmp`] | clients and servers on real sockets, which tell whom they saw |
+//! | [`tcp`], [`udp`], [`sctp`], [`icmp`] | clients and servers on real sockets, which tell whom they saw |
 //! | [`wait`] | waiting for something to become true, with a limit |
 //! | [`capture`] | every frame that passes an interface |
 //! | [`inject`] | frames that no socket would send |
@@ -58,6 +58,7 @@ pub mod processor;
 pub mod random;
 pub mod router;
 pub mod sandbox;
+pub mod sctp;
 pub mod source;
 mod sys;
 pub mod tcp;

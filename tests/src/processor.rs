@@ -29,6 +29,17 @@ impl Core {
         allowed.map(Self).context("no processor may be used")
     }
 
+    /// Two processors that this thread may use.
+    ///
+    /// # Errors
+    /// When there is only one.
+    pub fn two() -> Result<[Self; 2]> {
+        let set = sched_getaffinity(Pid::from_raw(0)).context("ask which processors may be used")?;
+        let mut allowed = (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).map(Self);
+        let two = allowed.next().zip(allowed.next()).context("fewer than two processors may be used")?;
+        Ok(two.into())
+    }
+
     /// Binds the calling thread to the processor, before every ordinary thread. Only for threads that end soon: while this
     /// one runs, nothing else does there.
     ///

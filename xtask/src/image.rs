@@ -52,12 +52,30 @@ pub(crate) fn assemble(debug: bool) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Fails when the binary asks for an interpreter: there is none in the image.
+/// Fails when the binary names an interpreter or a library: it would start only where the C library of the machine that built
+/// it is.
 fn is_static(binary: &Path) -> Result<()> {
     let bytes = fs::read(binary).with_context(|| format!("read {}", binary.display()))?;
     let file = object::File::parse(&*bytes).with_context(|| format!("parse {}", binary.display()))?;
-    if file.sections().any(|section| section.name() == Ok(".interp")) {
-        bail!("{} is not static: it names a loader", binary.display());
+    if let Some(interpreter) = file.section_by_name(".interp") {
+        let interpreter = interpreter.data().context("read its interpreter's name")?;
+        let interpreter = String::from_utf8_lossy(interpreter);
+        bail!("{} is not static: it needs {}", binary.display(), interpreter.trim_end_matches('\0'));
+    }
+    let imports = file.imports().with_context(|| format!("read what {} imports", binary.display()))?;
+    if let Some(import) = imports.first() {
+        bail!("{} is not static: it needs {} of a library", binary.display(), String::from_utf8_lossy(import.name()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_needs_libraries_is_not_shipped() {
+        let refused = is_static(Path::new("/bin/sh")).expect_err("it is Debian's").to_string();
+        assert!(refused.contains("ld-linux"), "{refused}");
+    }
 }

@@ -51,7 +51,7 @@ enum Verb {
     Check(check::Args),
     /// First process of an emulated machine
     #[command(hide = true)]
-    Guest,
+    Guest(kernels::guest::Args),
 }
 
 fn main() -> ExitCode {
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
         Verb::Check(args) => check::check(&args),
-        Verb::Guest => kernels::guest::guest(),
+        Verb::Guest(args) => kernels::guest::guest(&args),
     };
     match done {
         Ok(code) => code,

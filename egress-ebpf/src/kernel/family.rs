@@ -2,6 +2,7 @@
 
 use bytemuck::Pod;
 use egress_ebpf::addr::Addr;
+use egress_ebpf::checksum;
 use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::DropReason;
 
@@ -40,7 +41,7 @@ pub(crate) trait Family: sealed::Sealed {
     /// The fixed part of the IP header.
     type Header: Pod;
 
-    /// Takes over what the fixed part of the header at `parsed.l3` says.
+    /// Takes over what the fixed part of the header at `parsed.l3` says, and whether its checksum agrees.
     fn read_fixed(header: &Self::Header, parsed: &mut Parsed) -> Result<(), DropReason>;
 
     /// Reads the IP header at `parsed.l3`, and the extension headers behind it.
@@ -96,6 +97,8 @@ impl Family for V4 {
         parsed.end = parsed.l3 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::of(fragment & 0x1fff, fragment & 0x2000 != 0);
         parsed.id = u32::from(u16::from_ne_bytes([id_high, id_low]));
+        // With options, the kernel forwards the packet, and looks itself.
+        parsed.is_sound = ihl != Self::PLAIN || checksum::is_right(words);
         Ok(())
     }
 
@@ -162,6 +165,7 @@ impl Family for V6 {
         parsed.end = parsed.l4 + u32::from(u16::from_be_bytes([length_high, length_low]));
         parsed.fragment = Fragment::Whole;
         parsed.id = 0;
+        parsed.is_sound = true;
         Ok(())
     }
 

@@ -36,20 +36,13 @@ pub(crate) fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
     Some(unsafe { &mut *flow })
 }
 
-/// The live entry under this key. An expired one counts as absent, and is removed with its twin.
+/// The live entry under this key. An expired one counts as absent; it stays until its flow begins anew ([`restart`]), until
+/// another one takes its port, or until it is swept.
 #[inline(always)]
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = entry(key)?;
-    if is_young(scene, flow) {
-        return Some(flow);
-    }
-    let work = scene.work();
-    if !is_expired(scene, &mut work.twin_key, key, flow) {
-        return Some(flow);
-    }
-    work.over = *key;
-    forget_flow();
-    None
+    let live = is_young(scene, flow) || !is_expired(scene, &mut scene.work().twin_key, key, flow);
+    live.then_some(flow)
 }
 
 /// Whether an entry has been idle for less than any timeout.
@@ -88,6 +81,7 @@ fn twin_entry(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> Option<&'st
     entry(twin_key)
 }
 
+/// Also leaves the twin's key in `twin_key`.
 #[inline(always)]
 fn is_expired(scene: &Scene, twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> bool {
     let twin = twin_entry(twin_key, key, flow);
@@ -102,6 +96,10 @@ extern "C" fn forget_flow() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some(flow) = entry(&work.over) else { return OPENED };
+    if is_young(&scene, flow) {
+        // Another CPU has made a new one in its place.
+        return OPENED;
+    }
     work.twin_key = work.over.twin(flow);
     if !work.over.is_request() {
         // Its requests' entry comes first.
@@ -289,6 +287,9 @@ extern "C" fn open_flow() -> u32 {
     let work = scene.work();
     let Some((source, slot)) = source_for(&scene, &work.key.src) else { return NO_SOURCE };
     let target_port = if work.rule.target_port == Port::NONE { work.key.dst_port } else { work.rule.target_port };
+    if restart(&scene, &source, slot, target_port) {
+        return OPENED;
+    }
     work.reply_key = FlowKey {
         src: work.rule.destination,
         dst: source,
@@ -329,6 +330,64 @@ extern "C" fn open_flow() -> u32 {
     work.flow.mark = Mark::new(Direction::Request, slot, port).0;
     work.flow.seen = work.seen;
     enter_request(&scene)
+}
+
+/// Begins an expired flow anew where it stands, if the rules would translate it so today. Nothing is removed then: the packet
+/// of another CPU, which does the same at the same time, may be using the entries. Else what is left of it is removed.
+#[inline(always)]
+fn restart(scene: &Scene, source: &Addr, slot: u8, target_port: Port) -> bool {
+    let work = scene.work();
+    let Some(flow) = entry(&work.key) else { return false };
+    if is_young(scene, flow) {
+        // Another CPU has been faster.
+        return true;
+    }
+    let mark = Mark::new(Direction::Request, slot, flow.to_src_port).0;
+    let is_same = flow.to_src == *source
+        && flow.to_dst == work.rule.destination
+        && flow.to_dst_port == target_port
+        && flow.mark == mark
+        && is_first_choice(scene, flow.to_src_port);
+    let twin = twin_entry(&mut work.twin_key, &work.key, flow);
+    let reply_mark = Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0;
+    match twin {
+        Some(twin) if is_same && twin.mark == reply_mark && work.twin_key.twin(twin) == work.key => {
+            event::of_flow(Told::Closed);
+            begin(flow, scene.now_ns, work.rule.rule, work.seen);
+            begin(twin, scene.now_ns, work.rule.rule, 0);
+            event::of_flow(Told::Opened);
+            true
+        }
+        _ => {
+            work.over = work.key;
+            forget_flow();
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn begin(flow: &mut Flow, now_ns: u64, rule: u32, seen: u8) {
+    flow.created_ns = now_ns;
+    flow.last_seen_ns = now_ns;
+    flow.packets = 0;
+    flow.bytes = 0;
+    flow.rule = rule;
+    flow.seen = seen;
+    flow.hop_kind = HopKind::Kernel as u8;
+    flow.return_kind = HopKind::Kernel as u8;
+}
+
+/// Whether a new flow of `WORK`'s client would be given this source port if it were free: the client's own.
+#[inline(always)]
+fn is_first_choice(scene: &Scene, port: Port) -> bool {
+    let work = scene.work();
+    let client_port = work.key.src_port;
+    let in_range = match work.ports {
+        Ports::Fixed | Ports::Identifier => true,
+        Ports::Transport => Range::of(client_port.get(), configured_ports(scene)).contains(client_port.get()),
+    };
+    port == client_port && in_range
 }
 
 #[inline(always)]

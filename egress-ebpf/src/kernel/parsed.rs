@@ -108,6 +108,8 @@ pub(crate) struct Parsed {
     pub(crate) flags: u8,
     /// Whether there are ports.
     pub(crate) has_ports: bool,
+    /// Whether the IP header's checksum is right, as far as that is for us to find: see `read_fixed`.
+    pub(crate) is_sound: bool,
 }
 
 /// How much of a packet is there.
@@ -125,7 +127,7 @@ pub(crate) enum Part {
 pub(crate) fn parse<F: Family>(packet: &Packet) -> Result<&'static Parsed, DropReason> {
     parse_at::<F>(packet, L3, Part::Whole)?;
     let parsed = &work().ok_or(DropReason::KernelCall)?.parsed;
-    if parsed.has_length(packet.len()) { Ok(parsed) } else { Err(DropReason::Malformed) }
+    if parsed.is_sound && parsed.has_length(packet.len()) { Ok(parsed) } else { Err(DropReason::Malformed) }
 }
 
 /// Reads the headers of the packet that the ICMP error in `WORK` quotes.

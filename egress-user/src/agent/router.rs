@@ -206,7 +206,7 @@ impl Router {
     ///
     /// Whatever makes the wanted state impossible.
     pub fn plan(&self, desired: &Desired) -> Result<link::Plan, AgentError> {
-        Ok(link::plan(&self.setup.place, &desired.router, &desired.link)?)
+        Ok(link::plan(&self.setup.place, &desired.router, &desired.link, &desired.rules.destinations())?)
     }
 
     /// The programs that [`apply`](Self::apply) would attach because they are not, each with its interface.

@@ -32,6 +32,37 @@ fn the_unit_starts_what_there_is_with_what_it_takes() {
     assert_eq!(value("Type"), "notify");
 }
 
+/// The pod's part of the manifest.
+fn pod() -> Value {
+    let text = deployed("kubernetes/router.yaml");
+    let objects = text.split("\n---\n").map(|one| serde_saphyr::from_str::<Value>(one).unwrap());
+    let deployment = objects.into_iter().find(|object| object["kind"] == "Deployment").unwrap();
+    deployment["spec"]["template"]["spec"].clone()
+}
+
+// Whoever asks for nothing is starved and evicted before all others (a pod's quality of service is "best effort" then).
+#[test]
+fn the_pod_asks_for_what_it_needs_and_is_not_evicted_first() {
+    let pod = pod();
+    for container in pod["containers"].as_array().unwrap() {
+        let resources = &container["resources"];
+        for resource in ["cpu", "memory"] {
+            let asked = resources["requests"][resource].as_str();
+            assert!(asked.is_some_and(|asked| asked.starts_with(|c: char| ('1'..='9').contains(&c))), "{resource}");
+        }
+        // An agent that is kept from running repairs late.
+        assert!(resources["limits"]["memory"].is_string() && resources["limits"]["cpu"].is_null());
+    }
+    assert_eq!(pod["priorityClassName"], "system-cluster-critical");
+    // A node that is lost is given up sooner than the default of five minutes, and one that is only marked is not fled from.
+    let tolerations = pod["tolerations"].as_array().unwrap();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let toleration = tolerations.iter().find(|toleration| toleration["key"] == key).unwrap();
+        assert_eq!((&toleration["operator"], &toleration["effect"]), (&"Exists".into(), &"NoExecute".into()), "{key}");
+        assert!(toleration["tolerationSeconds"].as_u64().unwrap() <= 30, "{key}");
+    }
+}
+
 #[test]
 fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
     let text = deployed("kubernetes/router.yaml");
@@ -51,4 +82,8 @@ fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
     let spec = kind("ConfigMap")["data"][file.to_str().unwrap()].as_str().unwrap();
     let loaded = crate::spec::load_str("router.yaml", spec);
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+    // What it starts is the image's: the one program in it.
+    let image = deployed("container/Containerfile");
+    let copied = image.lines().find_map(|line| line.strip_prefix("COPY --from=build /out/egress-router ")).unwrap();
+    assert!(image.contains(&format!("ENTRYPOINT [\"{copied}\"]")) && container["command"].is_null());
 }

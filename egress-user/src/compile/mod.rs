@@ -70,6 +70,13 @@ pub struct RuleTable {
     pub fallback: Option<IpAddr>,
 }
 
+impl RuleTable {
+    /// Whom packets are sent to.
+    pub fn destinations(&self) -> Vec<IpAddr> {
+        self.rules.iter().map(|rule| rule.destination).chain(self.fallback).collect()
+    }
+}
+
 /// One redirect rule: `(family of destination, protocol, port)` is unique in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Rule {

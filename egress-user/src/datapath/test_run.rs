@@ -3,12 +3,11 @@
 //! It is the loaded program itself that runs, on the maps that are in force: it counts, opens flows and touches them. This is
 //! how tests ask it what it makes of a frame; nothing in the product calls it.
 
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use egress_ebpf::contract::Direction;
 use egress_ebpf::verdict::Hook;
 
 use super::error::hint;
-use super::load::program;
 use super::{Datapath, DatapathError, xdp};
 
 /// A frame as it comes to a program.
@@ -49,7 +48,7 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel refuses the frame (shorter than a link header, longer than a page) or the interface.
-    pub fn test_run(&mut self, hook: Hook, arrival: &Arrival<'_>) -> Result<Departure, DatapathError> {
+    pub fn test_run(&self, hook: Hook, arrival: &Arrival<'_>) -> Result<Departure, DatapathError> {
         let refused = |source| DatapathError::Program { program: hook.name(), hint: hint(&source), source };
         let mut context = [0_u32; CONTEXT_WORDS];
         context[MARK] = arrival.mark;
@@ -61,7 +60,9 @@ impl Datapath {
         options.data_out = Some(&mut frame);
         options.ctx_in = Some(bytemuck::cast_slice(&context));
         options.ctx_out = Some(bytemuck::cast_slice_mut(&mut context_out));
-        let result = program(&mut self.ebpf, hook.name())?.test_run(options).map_err(refused)?;
+        let missing = DatapathError::Missing { kind: "program", name: hook.name() };
+        let program = self.ebpf.program(hook.name()).and_then(|program| <&SchedClassifier>::try_from(program).ok());
+        let result = program.ok_or(missing)?.test_run(options).map_err(refused)?;
         frame.truncate(usize::try_from(result.data_size_out).unwrap_or(FRAME_BYTES));
         Ok(Departure { action: result.return_value.cast_signed(), frame, mark: context_out[MARK] })
     }

@@ -61,6 +61,17 @@ pub enum LinkError {
         /// The interfaces that are there.
         candidates: Vec<String>,
     },
+    /// The cluster interface has no link addresses, as a tunnel has not: frames could neither be told apart nor be sent back.
+    #[error(
+        "cluster interface {interface} in network namespace {netns} is not an Ethernet interface: it has no link addresses, \
+         by which packets come to the router and replies go back; name another with --cluster-interface"
+    )]
+    ClusterNotEthernet {
+        /// The cluster interface.
+        interface: String,
+        /// Where.
+        netns: String,
+    },
     /// An interface name that Linux does not take, or the cluster interface's own.
     #[error(
         "external interface cannot be called {0:?}: 1 to 15 bytes, no slash or space, not the cluster interface's name"
@@ -89,6 +100,20 @@ pub enum LinkError {
         /// The address of the specification.
         address: IpAddr,
         /// Who has it.
+        interface: String,
+        /// Where.
+        netns: String,
+    },
+    /// A rule leads to the macvlan's own host.
+    #[error(
+        "{host} is an address of {interface} in network namespace {netns}, which carries the macvlan: a macvlan never reaches \
+         its own host (Linux's rule, in every mode); name another address of that host, outside the router's subnet, or another \
+         master"
+    )]
+    HostOutOfReach {
+        /// Whom a rule leads to.
+        host: IpAddr,
+        /// The master.
         interface: String,
         /// Where.
         netns: String,

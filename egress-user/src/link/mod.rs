@@ -23,7 +23,7 @@
 //! * What the kernel can be asked is not written down. The record file holds earlier values of shared kernel settings
 //!   and nothing else that would be missed.
 //! * The thread that calls stays in its namespace: all work inside one is done on a thread of its own.
-//! * Deliberately absent: any knowledge of rules and destinations, and any background task.
+//! * Deliberately absent: any knowledge of rules, and any background task.
 
 mod announce;
 mod apply;
@@ -49,6 +49,8 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod watch;
+
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -103,11 +105,11 @@ pub struct Observed {
     pub local_ports: (u16, u16),
 }
 
-/// The steps from the present state to the wanted one.
+/// The steps from the present state to the wanted one, by which the router is to reach these hosts.
 ///
 /// # Errors
 /// Whatever makes the wanted state impossible, found before anything is changed: see [`LinkError`].
-pub fn plan(place: &Place, router: &RouterName, link: &LinkPlan) -> Result<Plan, LinkError> {
+pub fn plan(place: &Place, router: &RouterName, link: &LinkPlan, hosts: &[IpAddr]) -> Result<Plan, LinkError> {
     let settings = settings::read_by_plans(&place.cluster_interface, &place.external_interface);
     let same = place.router.is(&place.master)?;
     let here = snapshot(&place.router, &settings, (!same).then_some(&place.master))?;
@@ -118,6 +120,7 @@ pub fn plan(place: &Place, router: &RouterName, link: &LinkPlan) -> Result<Plan,
         adopt: place.adopt,
         router,
         link,
+        hosts,
         reply_mark: place.reply_mark,
         here: &here,
         here_label: place.router.label(),

@@ -60,6 +60,8 @@ pub(super) struct Inputs<'a> {
     pub(super) adopt: bool,
     pub(super) router: &'a RouterName,
     pub(super) link: &'a LinkPlan,
+    /// Whom the router is to reach.
+    pub(super) hosts: &'a [IpAddr],
     pub(super) reply_mark: Option<Mark>,
     /// The router's namespace, with [`settings::read_by_plans`](super::settings::read_by_plans).
     pub(super) here: &'a Snapshot,
@@ -115,6 +117,7 @@ fn made(inputs: Inputs<'_>, first: IpAddr) -> Result<Link<'_>, LinkError> {
         Ground { state: here, label: inputs.there_label, reserved: [inputs.cluster_interface, external_interface] };
     let ground = inputs.there.map_or(own, |there| Ground { state: there, reserved: [""; 2], ..own });
     let master = master::choose(ground, link)?;
+    check_hosts(inputs, master)?;
 
     let derived = match link.mode {
         MacvlanMode::Passthru => None,
@@ -157,12 +160,16 @@ fn check_interfaces(inputs: Inputs<'_>) -> Result<(), LinkError> {
     if !valid || name == cluster_interface || matches!(name, "." | ".." | "all" | "default" | "lo") {
         return Err(LinkError::InterfaceName(name.to_owned()));
     }
-    if here.interface(cluster_interface).is_none() {
+    let Some(cluster) = here.interface(cluster_interface) else {
         return Err(LinkError::NoClusterInterface {
             interface: cluster_interface.to_owned(),
             netns: inputs.here_label.to_owned(),
             candidates: here.names(),
         });
+    };
+    if cluster.mac.is_none() {
+        let (interface, netns) = (cluster.name.clone(), inputs.here_label.to_owned());
+        return Err(LinkError::ClusterNotEthernet { interface, netns });
     }
     let v6_missing = here.sysctl(&Sysctl::ipv6("lo", "disable_ipv6")).is_none();
     if v6_missing && families(inputs.link).contains(&Family::V6) {
@@ -193,6 +200,22 @@ fn check_addresses(inputs: Inputs<'_>) -> Result<(), LinkError> {
         }
     }
     Ok(())
+}
+
+/// The master's own host hears nothing of what a macvlan sends, and so does not answer when it is asked for by an address of
+/// the same network. What a router sends on comes back by the wire; and in VEPA mode, what a reflecting switch does.
+fn check_hosts(inputs: Inputs<'_>, master: &Interface) -> Result<(), LinkError> {
+    let Inputs { link, hosts, .. } = inputs;
+    let is_on_link = |host: &IpAddr| link.addresses.iter().any(|address| address.net.contains(host));
+    let lost = |host: &&IpAddr| is_on_link(host) && master.address(**host).is_some();
+    match hosts.iter().find(lost) {
+        Some(host) if link.mode != MacvlanMode::Vepa => Err(LinkError::HostOutOfReach {
+            host: *host,
+            interface: master.name.clone(),
+            netns: inputs.there_label.to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 struct LinkStage<'a> {

@@ -1,4 +1,4 @@
-//! The emulator, with a limit on its time.
+//! A kernel in the emulator, with a limit on its time.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::Options;
+use super::emulator::Emulator;
 use super::guest::{self, MARK};
 use super::package::Kernel;
 use super::report::Report;
 use crate::workspace;
 
-/// The emulator.
-pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
 /// How long a guest may take, if nothing else is said: several times what it takes on two processors with nothing else to do.
-pub(crate) const LIMIT: Duration = Duration::from_secs(480);
+pub(crate) const LIMIT: Duration = Duration::from_secs(900);
 /// How many of the kernel's last lines are shown when a guest does not come to its end.
 const TAIL_LINES: usize = 30;
 
@@ -27,12 +27,13 @@ const TAIL_LINES: usize = 30;
 ///
 /// # Errors
 /// When the emulator cannot be started. A guest that fails, or takes too long, is a failure in the report.
-pub(crate) fn boot(kernel: &Kernel, image: &Path, limit: Duration) -> Result<Report> {
+pub(crate) fn boot(emulator: &Emulator, kernel: &Kernel, image: &Path, options: &Options) -> Result<Report> {
+    let limit = options.limit;
     eprintln!("{}: booting it, for at most {} s", kernel.release, limit.as_secs());
     let console = workspace::target_dir().join("kernels").join(format!("{}.log", kernel.release));
     // The last run's would be mistaken for this one's.
     fs::write(&console, "").with_context(|| format!("write {}", console.display()))?;
-    let mut command = emulator(kernel, image, &console);
+    let mut command = machine(emulator, kernel, image, &console, options);
     let mut child = command.spawn().with_context(|| format!("start `{}`", workspace::shown(&command)))?;
     let mut report = Report::new(&kernel.release);
     let outcome = follow(kernel, &mut child, limit, &mut report);
@@ -49,16 +50,17 @@ pub(crate) fn boot(kernel: &Kernel, image: &Path, limit: Duration) -> Result<Rep
     Ok(report)
 }
 
-fn emulator(kernel: &Kernel, image: &Path, console: &Path) -> Command {
-    let mut command = Command::new(EMULATOR);
+fn machine(emulator: &Emulator, kernel: &Kernel, image: &Path, console: &Path, options: &Options) -> Command {
+    let mut command = emulator.command();
     command.args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-display", "none", "-nodefaults", "-no-user-config"]);
     // A guest that panics restarts, which ends the emulator.
     command.arg("-no-reboot");
     command.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(image);
     command.arg("-append").arg(format!(
-        "console=ttyS0 panic=-1 oops=panic loglevel=5 mitigations=off tsc=reliable rdinit=/bin/{} -- {}",
+        "console=ttyS0 panic=-1 oops=panic loglevel=5 mitigations=off tsc=reliable rdinit=/bin/{} -- {} {}",
         guest::INIT,
-        guest::VERB
+        guest::VERB,
+        options.step.unwrap_or_default()
     ));
     command.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -8,11 +8,13 @@
 //! | [`package`] | a kernel and its modules, out of Debian's package |
 //! | [`image`] | the files that a guest has |
 //! | [`guest`] | what runs inside, as the first process |
-//! | [`boot`] | the emulator, with a limit on its time |
+//! | [`emulator`] | the emulator |
+//! | [`boot`] | a kernel in it, with a limit on its time |
 //! | [`report`] | what a guest's lines say: tests and verified instructions |
 //! | [`table`] | the committed table of verified instructions |
 
 mod boot;
+mod emulator;
 pub(crate) mod guest;
 mod image;
 mod package;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use self::emulator::Emulator;
 use self::guest::{PACKET, STEPS};
 use self::report::Report;
 use crate::{setup, workspace};
@@ -47,11 +50,13 @@ struct Options {
     update: bool,
     /// How long one guest may take.
     limit: Duration,
+    /// The one step that is run.
+    step: Option<&'static str>,
 }
 
 impl Options {
     fn parse(extra: &[String]) -> Result<Self> {
-        let mut options = Self { update: false, limit: boot::LIMIT };
+        let mut options = Self { update: false, limit: boot::LIMIT, step: None };
         let mut words = extra.iter().map(String::as_str);
         while let Some(word) = words.next() {
             match (word, words.clone().next()) {
@@ -60,7 +65,16 @@ impl Options {
                     words.next();
                     options.limit = Duration::from_secs(seconds.parse().with_context(|| format!("--limit {seconds}"))?);
                 }
-                _ => bail!("the kernels layer takes --update and --limit SECONDS (for each kernel), not {word}"),
+                ("--step", Some(name)) => {
+                    words.next();
+                    let names = STEPS.map(|step| step.name);
+                    let step = names.into_iter().find(|known| *known == name);
+                    options.step =
+                        Some(step.with_context(|| format!("--step {name} is none of {}", names.join(", ")))?);
+                }
+                _ => bail!(
+                    "the kernels layer takes --update, --limit SECONDS (for each kernel) and --step NAME, not {word}"
+                ),
             }
         }
         Ok(options)
@@ -69,9 +83,10 @@ impl Options {
 
 /// Runs the layer.
 pub(crate) fn test(extra: &[String]) -> Result<()> {
-    let options = Options::parse(extra)?;
+    let options = &Options::parse(extra)?;
     ensure!(cfg!(target_arch = "x86_64"), "the kernels layer boots Debian's kernels for x86-64, and this is none");
-    setup::ensure_emulator()?;
+    setup::ensure_unpackers()?;
+    let emulator = &Emulator::provide()?;
     let kernels = SERIES.map(package::provide).into_iter().collect::<Result<Vec<_>>>()?;
     let built = test_programs()?;
 
@@ -87,7 +102,7 @@ pub(crate) fn test(extra: &[String]) -> Result<()> {
     let guests = thread::scope(|scope| {
         let pairs = kernels.iter().zip(&images);
         let booted = pairs
-            .map(|(kernel, image)| scope.spawn(move || boot::boot(kernel, image, options.limit)))
+            .map(|(kernel, image)| scope.spawn(move || boot::boot(emulator, kernel, image, options)))
             .collect::<Vec<_>>();
         booted.into_iter().map(|guest| guest.join().unwrap_or_else(|panic| resume_unwind(panic))).collect::<Vec<_>>()
     });

@@ -84,7 +84,7 @@ fn fetch(series: &str, dir: &Path) -> Result<String> {
             })?
         }
     };
-    debian::unpack(&package, dir)?;
+    debian::unpack(&[&package], &dir.join(&package))?;
     Ok(package)
 }
 

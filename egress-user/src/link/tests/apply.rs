@@ -342,7 +342,7 @@ fn the_master_may_be_in_the_routers_own_namespace() {
     lab.host.ip(&format!("link set up0 netns {}", lab.router.name));
     lab.router.ip("link set up0 up");
     let place = crate::link::Place { master: lab.router.netns.clone(), ..lab.place() };
-    let plan = || crate::link::plan(&place, &router_name(), &dual_stack());
+    let plan = || crate::link::plan(&place, &router_name(), &dual_stack(), &[]);
     let mut applied = apply::prepare(&place, plan().unwrap(), &lab.record()).unwrap();
     applied.claim().unwrap();
     assert!(plan().unwrap().is_empty());

@@ -119,7 +119,7 @@ fn an_interface_of_another_router_is_refused() {
     let lab = Lab::new();
     lab.apply(&dual_stack()).unwrap();
     let other = crate::compile::RouterName { namespace: "egress".to_owned(), name: "test".to_owned() };
-    let error = plan(&lab.place(), &other, &dual_stack()).unwrap_err();
+    let error = plan(&lab.place(), &other, &dual_stack(), &[]).unwrap_err();
     assert!(matches!(&error, LinkError::Mismatch { .. }), "{error:?}");
 }
 
@@ -150,7 +150,7 @@ fn names_that_an_interface_cannot_have() {
     let lab = Lab::new();
     for name in ["", "eth0", "lo", "all", "a/b", "a b", "sixteen-bytes-xx"] {
         let place = Place { external_interface: name.to_owned(), ..lab.place() };
-        let error = plan(&place, &router_name(), &dual_stack()).unwrap_err();
+        let error = plan(&place, &router_name(), &dual_stack(), &[]).unwrap_err();
         assert!(matches!(&error, LinkError::InterfaceName(bad) if bad == name), "{error:?}");
     }
 }
@@ -171,7 +171,7 @@ fn a_second_passthru_router_on_one_master_leaves_no_trace() {
     let place = Place { master: lab.host.netns.clone(), ..second.place() };
     let link = LinkPlan { addresses: vec![address("192.168.12.98/24", None)], ..dual_stack() };
     let before = second.state();
-    let plan = plan(&place, &router_name(), &link).unwrap();
+    let plan = plan(&place, &router_name(), &link, &[]).unwrap();
     let error = crate::link::prepare(&place, plan, &second.record()).unwrap_err();
     assert!(error.to_string().contains("macvlan net1 on up0"), "{error}");
     assert_same(&second.state(), &before, "after the refusal");

@@ -152,7 +152,7 @@ impl Lab {
     }
 
     pub(super) fn plan(&self, link: &LinkPlan) -> Result<Plan, LinkError> {
-        plan(&self.place(), &router_name(), link)
+        plan(&self.place(), &router_name(), link, &[])
     }
 
     pub(super) fn apply(&self, link: &LinkPlan) -> Result<Plan, LinkError> {

@@ -1,6 +1,7 @@
 //! Plans as pure data: what is inferred from what.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::lab::{address, router_name};
 use crate::compile::{Address, LinkPlan, MacvlanMode};
@@ -49,11 +50,16 @@ fn link(master: Option<&str>, addresses: &[Address]) -> LinkPlan {
 }
 
 fn plan(here: &Snapshot, there: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
+    plan_to(&[], here, there, link)
+}
+
+fn plan_to(hosts: &[IpAddr], here: &Snapshot, there: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
     compute(Inputs {
         cluster_interface: "eth0",
         external_interface: "net1",
         router: &router_name(),
         link,
+        hosts,
         adopt: false,
         reply_mark: None,
         here,
@@ -71,6 +77,7 @@ fn adopt(here: &Snapshot, link: &LinkPlan) -> Result<Plan, LinkError> {
         adopt: true,
         router: &router_name(),
         link,
+        hosts: &[],
         reply_mark: None,
         here,
         here_label: "router",
@@ -126,6 +133,37 @@ fn gateways(plan: &Plan) -> Vec<(String, bool)> {
         _ => None,
     };
     plan.changes().filter_map(gateway).collect()
+}
+
+#[test]
+fn a_host_that_the_macvlan_never_reaches_is_refused() {
+    let there = host(
+        vec![
+            interface(2, "eth0", &["10.0.0.5/24", "192.168.12.3/24"]),
+            interface(3, "eth1", &["192.168.12.2/24", "172.16.0.2/16"]),
+        ],
+        vec![default_route(2, "10.0.0.1", 0)],
+    );
+    let mut link = link(Some("eth1"), &[address("192.168.12.99/24", Some("192.168.12.1"))]);
+    let to = |link: &LinkPlan, host: &str| {
+        plan_to(&["203.0.113.26".parse().unwrap(), host.parse().unwrap()], &router(), &there, link)
+    };
+    for mode in [MacvlanMode::Bridge, MacvlanMode::Private, MacvlanMode::Passthru] {
+        link.mode = mode;
+        match to(&link, "192.168.12.2") {
+            Err(LinkError::HostOutOfReach { host, interface, .. }) => {
+                assert_eq!((host.to_string(), interface), ("192.168.12.2".to_owned(), "eth1".to_owned()));
+            }
+            other => panic!("{mode:?}: {other:?}"),
+        }
+        // By the gateway, by another interface of the host's, and another host.
+        for reached in ["172.16.0.2", "192.168.12.3", "192.168.12.4"] {
+            to(&link, reached).unwrap();
+        }
+    }
+    // A switch may send it back.
+    link.mode = MacvlanMode::Vepa;
+    to(&link, "192.168.12.2").unwrap();
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn the_sender_of_a_reply_too_big_for_the_cluster_learns_the_mtu() {
 fn the_datapaths_reply_mark_has_a_rule() {
     let lab = Lab::new();
     let place = Place { reply_mark: Some(Mark { value: 0x4500_0000, mask: 0xff00_0000 }), ..lab.place() };
-    let plan_it = || plan(&place, &router_name(), &dual_stack()).unwrap();
+    let plan_it = || plan(&place, &router_name(), &dual_stack(), &[]).unwrap();
     let mut applied = crate::link::prepare(&place, plan_it(), &lab.record()).unwrap();
     applied.claim().unwrap();
     assert!(plan_it().is_empty());

@@ -151,7 +151,7 @@ fn two_routers_with_one_address_the_second_waits_for_the_first_to_go() {
     let place = Place { master: first.host.netns.clone(), ..second.place() };
     let first_mac = first.apply(&dual_stack()).unwrap().mac;
     let apply_second = || {
-        let plan = plan(&place, &name, &dual_stack()).unwrap();
+        let plan = plan(&place, &name, &dual_stack(), &[]).unwrap();
         let mut applied = prepare(&place, plan, &second.record()).unwrap();
         let claimed = applied.claim();
         if claimed.is_err() {
@@ -166,7 +166,7 @@ fn two_routers_with_one_address_the_second_waits_for_the_first_to_go() {
     let second_mac = observe(&place).unwrap().external.unwrap().mac.unwrap();
     assert_ne!(second_mac, first_mac);
     assert!(first.outside.reaches(&second.router, None, OURS[0]));
-    assert_eq!(second_mac, plan(&place, &name, &dual_stack()).unwrap().mac);
+    assert_eq!(second_mac, plan(&place, &name, &dual_stack(), &[]).unwrap().mac);
 }
 
 #[test]
