@@ -222,14 +222,14 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
                     .is(Verdict::RequestRedirected)
                     .becomes(&hop_less(&sent));
                 let left = addressed(&sent, EXTERNAL_MAC);
-                let run = rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+                let run = rig.run_settled(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
                 let run = run.becomes(&left);
                 let run = rig.run_marked(Hook::ExternalEgress, run.frame(), run.mark()).is(Verdict::Redirected);
                 assert_eq!(run.becomes(&left).mark(), 0);
 
                 let reply = sent.answer();
                 let left = addressed(&reply.to(request.src).from(request.dst), CLUSTER_MAC);
-                let run = rig.run(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
+                let run = rig.run_settled(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
                 let run = run.becomes(&left);
                 let run = rig.run_marked(Hook::ClusterEgress, run.frame(), run.mark()).is(Verdict::Redirected);
                 assert_eq!(run.becomes(&left).mark(), 0);

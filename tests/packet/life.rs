@@ -305,16 +305,18 @@ fn a_lost_twin_comes_back_with_the_same_port() {
         for lost in [Direction::Reply, Direction::Request] {
             let (key, before) = entry_of(rig, lost).unwrap();
             rig.remove_entry(&key);
-            // One of the twin's packets of the next minute notices; none of them fares worse for it.
-            let minute = Duration::from_nanos(1 << (HOP_TURN_SHIFT + TWIN_TURNS_SHIFT));
-            for _ in 0..5 {
-                rig.pass_time(minute / 4);
-                match lost {
-                    Direction::Reply => assert_eq!(rig.source_port(&second), port),
-                    Direction::Request => {
-                        let received = rig.reply(&udp_answer(family, port));
-                        assert_eq!(ends(&received), (second.dst, second.src));
-                    }
+            // The twin's first packet of its next minute notices, which begins in a second.
+            let minute = 1_u64 << (HOP_TURN_SHIFT + TWIN_TURNS_SHIFT);
+            let direction = if lost == Direction::Reply { Direction::Request } else { Direction::Reply };
+            let (key, mut twin) = entry_of(rig, direction).unwrap();
+            twin.created_ns = twin.last_seen_ns.wrapping_sub(minute - 1_000_000_000);
+            rig.set_entry(&key, &twin);
+            rig.pass_time(Duration::from_secs(2));
+            match lost {
+                Direction::Reply => assert_eq!(rig.source_port(&second), port),
+                Direction::Request => {
+                    let received = rig.reply(&udp_answer(family, port));
+                    assert_eq!(ends(&received), (second.dst, second.src));
                 }
             }
             let (_, after) = entry_of(rig, lost).unwrap();

@@ -360,6 +360,24 @@ impl Rig {
         Run { hook, len: frame.len(), departure, moved }
     }
 
+    /// As [`run`](Self::run), once more where it was just time for the flow to look its next hop up: that frame is addressed by
+    /// the kernel, later.
+    pub(crate) fn run_settled(&mut self, hook: Hook, frame: &[u8]) -> Run {
+        let run = self.run(hook, frame);
+        if run.frame()[..12] == frame[..12] { self.run(hook, frame) } else { run }
+    }
+
+    /// As [`run_xdp`](Self::run_xdp), once more where it was just time for that: the tc program does it.
+    pub(crate) fn run_xdp_settled(&mut self, hook: Hook, frame: &[u8]) -> Run {
+        let run = self.run_xdp(hook, frame);
+        if !is_left(&run.departure) {
+            return run;
+        }
+        self.feed(hook, frame, 0);
+        self.forget_counted();
+        self.run_xdp(hook, frame)
+    }
+
     /// Gives a frame to the XDP program before the tc program of an ingress hook.
     pub(crate) fn run_xdp(&mut self, hook: Hook, frame: &[u8]) -> Run {
         let departure = self.feed_xdp(hook, frame);
@@ -578,11 +596,6 @@ impl Run {
         };
         assert!(actions.contains(&self.departure.action), "{outcome:?} with action {}", self.departure.action);
         outcome
-    }
-
-    /// Whether an XDP program left the frame to the tc program.
-    pub(crate) fn was_left(&self) -> bool {
-        is_left(&self.departure)
     }
 
     /// Whether the frame goes on.
