@@ -151,7 +151,9 @@ fn faults(rig: &Rig, status: &Path, until: Instant) {
         for family in Family::ALL {
             let one = UdpClient::open(&rig.client, at(client(0), family, 0), crate::rig::router(family, 7000)).unwrap();
             let answered = || one.exchange(b"still there?", Duration::from_secs(1)).result.is_ok();
-            wait_until("an answer", TIMEOUT, answered).unwrap();
+            wait_until(&format!("an answer over {family} after: {after}"), TIMEOUT, answered).unwrap_or_else(|error| {
+                panic!("{error:#}: {}\n{}", rig.router.show("status").unwrap(), rig.router.stderr())
+            });
         }
     };
     let status_failures = || rig.router.stderr().matches("write status to").count();

@@ -84,6 +84,6 @@ fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     // What it starts is the image's: the one program in it.
     let image = deployed("container/Containerfile");
-    let copied = image.lines().find_map(|line| line.strip_prefix("COPY --from=build /out/egress-router ")).unwrap();
-    assert!(image.contains(&format!("ENTRYPOINT [\"{copied}\"]")) && container["command"].is_null());
+    let root = image.lines().find_map(|line| line.strip_prefix("COPY --from=build /src/target/image/ ")).unwrap();
+    assert!(image.contains(&format!("ENTRYPOINT [\"{root}egress-router\"]")) && container["command"].is_null());
 }
