@@ -139,14 +139,14 @@ pub fn defaults_s() -> [u32; CLASSES] {
 /// Nanoseconds in a second.
 pub const SECOND_NS: u64 = 1_000_000_000;
 
-/// What the flow of these two entries is doing. `request` and `reply` are the entries' `seen`; `age_ns` the time since the
-/// flow began.
+/// What the flow of these two entries is doing. `request` and `reply` are the entries' `seen`; `lasted_ns` the time from the
+/// flow's beginning to its last packet: a lookup's question and answer are no stream, however long ago they were.
 #[inline(always)]
-pub const fn class(protocol: u8, request: u8, reply: u8, age_ns: u64) -> Class {
+pub const fn class(protocol: u8, request: u8, reply: u8, lasted_ns: u64) -> Class {
     match protocol {
         protocol::TCP => tcp::class(request, reply),
         protocol::UDP | protocol::UDP_LITE => {
-            if reply & seen::ANY != 0 && age_ns > 2 * SECOND_NS {
+            if reply & seen::ANY != 0 && lasted_ns > 2 * SECOND_NS {
                 Class::UdpStream
             } else {
                 Class::Udp
@@ -175,11 +175,11 @@ pub fn expired(
         None => (0, 0),
     };
     let last_ns = if twin_last_ns > own.last_seen_ns { twin_last_ns } else { own.last_seen_ns };
-    let age_ns = now_ns.saturating_sub(own.created_ns);
+    let lasted_ns = last_ns.saturating_sub(own.created_ns);
     let class = if own_is_request {
-        class(protocol, own.seen, twin_seen, age_ns)
+        class(protocol, own.seen, twin_seen, lasted_ns)
     } else {
-        class(protocol, twin_seen, own.seen, age_ns)
+        class(protocol, twin_seen, own.seen, lasted_ns)
     };
     // The mask keeps the index inside the table for the verifier; every class is below it.
     let limit_s = match timeouts_s.get(class as usize & (CLASSES - 1)) {

@@ -153,7 +153,7 @@ impl Nat {
     /// Notes a packet of a connection.
     pub(crate) fn packet(&mut self, at: usize, from: From, flags: u8) {
         let now_s = self.now_s;
-        let limit_s = self.connections[at].limit_s(&self.timeouts, now_s);
+        let limit_s = self.connections[at].limit_s(&self.timeouts);
         let connection = &mut self.connections[at];
         let is_over = limit_s == self.timeouts.time_wait_s || limit_s == self.timeouts.close_s;
         let opens = flags & (SYN | ACK | RST | FIN) == SYN;
@@ -169,16 +169,16 @@ impl Nat {
     pub(crate) fn pass(&mut self, time_s: u64) {
         self.now_s += time_s;
         let (now_s, timeouts) = (self.now_s, self.timeouts);
-        self.connections.retain(|one| now_s - one.last_s < one.limit_s(&timeouts, now_s));
+        self.connections.retain(|one| now_s - one.last_s < one.limit_s(&timeouts));
     }
 }
 
 impl Connection {
-    fn limit_s(&self, timeouts: &Timeouts, now_s: u64) -> u64 {
+    fn limit_s(&self, timeouts: &Timeouts) -> u64 {
         let answered = !self.sent[From::Server as usize].is_empty();
         match self.protocol {
             Protocol::Echo => timeouts.echo_s,
-            Protocol::Udp if answered && now_s - self.opened_s > 2 => timeouts.udp_stream_s,
+            Protocol::Udp if answered && self.last_s - self.opened_s > 2 => timeouts.udp_stream_s,
             Protocol::Udp => timeouts.udp_s,
             Protocol::Tcp => self.tcp_limit_s(timeouts),
         }

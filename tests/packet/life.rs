@@ -172,6 +172,8 @@ fn udp_lives_longer_once_it_is_a_stream() {
         rig.reply(&udp_answer(family, PORT));
         assert_eq!(rig.flow().state, Class::Udp.name(), "an answer alone may be a lookup's");
         rig.pass_time(Duration::from_secs(3));
+        assert_eq!(rig.flow().state, Class::Udp.name(), "however long ago that was");
+        rig.request(&udp(family, PORT));
         assert_eq!(rig.flow().state, Class::UdpStream.name());
     });
 }
@@ -268,6 +270,9 @@ fn traffic_one_way_keeps_both_entries() {
     rig::both(|rig, family| {
         rig.request(&udp(family, PORT));
         rig.reply(&udp_answer(family, PORT));
+        // A stream, from now on.
+        rig.pass_time(Duration::from_secs(3));
+        rig.reply(&udp_answer(family, PORT));
         for _ in 0..20 {
             rig.pass_time(Duration::from_secs(60));
             rig.reply(&udp_answer(family, PORT));
@@ -275,7 +280,7 @@ fn traffic_one_way_keeps_both_entries() {
         rig.pass_time(Duration::from_secs(60));
         rig.request(&udp(family, PORT));
         let flow = rig.flow();
-        assert_eq!((flow.request_packets, flow.reply_packets), (2, 21));
+        assert_eq!((flow.request_packets, flow.reply_packets), (2, 22));
         for _ in 0..20 {
             rig.pass_time(Duration::from_secs(60));
             rig.request(&udp(family, PORT));

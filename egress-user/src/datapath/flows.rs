@@ -11,7 +11,7 @@ use bytemuck::pod_read_unaligned;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK, map};
 use egress_ebpf::event::Event;
-use egress_ebpf::timeout::{self, SECOND_NS, protocol};
+use egress_ebpf::timeout::{self, Class, SECOND_NS, protocol};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -59,9 +59,13 @@ pub struct FlowRow {
 const CROWDED_PERCENT: usize = 90;
 
 /// Whether a flow is one that gives way: conntrack's choice, too (`early_drop`).
-fn is_brief(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, now_ns: u64) -> bool {
-    let age_ns = now_ns.saturating_sub(flow.created_ns);
-    timeout::class(key.protocol, flow.seen, twin.map_or(0, |twin| twin.seen), age_ns).gives_way()
+fn is_brief(key: &FlowKey, flow: &Flow, twin: Option<&Flow>) -> bool {
+    class(key, flow, twin).gives_way()
+}
+
+fn class(key: &FlowKey, flow: &Flow, twin: Option<&Flow>) -> Class {
+    let lasted_ns = last_seen_ns(flow, twin).saturating_sub(flow.created_ns);
+    timeout::class(key.protocol, flow.seen, twin.map_or(0, |twin| twin.seen), lasted_ns)
 }
 
 fn last_seen_ns(flow: &Flow, twin: Option<&Flow>) -> u64 {
@@ -159,7 +163,7 @@ impl Maps {
             if !gone {
                 if key.is_request() {
                     swept.live += 1;
-                    if is_brief(key, flow, twin, now_ns) {
+                    if is_brief(key, flow, twin) {
                         brief.push((last_seen_ns(flow, twin), key, flow));
                     }
                     if rules.as_ref().is_some_and(|rules| is_stale(rules, key, flow)) {
@@ -228,8 +232,7 @@ impl Maps {
 
 fn row(key: &FlowKey, flow: &Flow, twin: Option<&Flow>, config: &Config, now_ns: u64) -> FlowRow {
     let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) / SECOND_NS;
-    let reply_seen = twin.map_or(0, |twin| twin.seen);
-    let class = timeout::class(key.protocol, flow.seen, reply_seen, now_ns.saturating_sub(flow.created_ns));
+    let class = class(key, flow, twin);
     let limit_s = config.timeouts_s.get(class as usize).copied().unwrap_or_default();
     let idle_s = seconds(flow.last_seen_ns.max(twin.map_or(0, |twin| twin.last_seen_ns)));
     FlowRow {
