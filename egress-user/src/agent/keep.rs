@@ -144,6 +144,8 @@ impl Keeper {
             let (now, ours) = (new.router, self.desired.router.clone());
             return self.refuse("edit refused", &AgentError::OtherRouter { now, ours });
         }
+        // What was said on the wire about addresses that were not the router's yet shall not count against it once they are.
+        self.hear();
         match self.router.apply(&new) {
             Ok(applied) => {
                 self.desired = new;
