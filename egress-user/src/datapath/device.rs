@@ -24,17 +24,14 @@ use super::clsact::ask;
 /// A network device, as far as XDP is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Device {
-    /// Its name.
-    pub(super) name: String,
+    index: u32,
     /// The kernel's name of its kind, as `veth`; none of hardware.
     pub(super) kind: Option<String>,
     /// Ids of the XDP programs on it.
     pub(super) programs: Vec<u32>,
-    /// What its driver can do.
-    pub(super) features: Features,
 }
 
-/// `NETDEV_A_DEV_XDP_FEATURES`; nothing on kernels before 6.3, which do not tell.
+/// What a device's driver can do: `NETDEV_A_DEV_XDP_FEATURES`; nothing on kernels before 6.3, which do not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Features(pub(super) u64);
 
@@ -75,9 +72,13 @@ impl Device {
         }
         programs.sort_unstable();
         programs.dedup();
+        Ok(Some(Self { index, kind, programs }))
+    }
+
+    /// What its driver can do.
+    pub(super) fn features(&self) -> Features {
         // A kernel without the family takes no question about it.
-        let features = Features(features(index).unwrap_or(0));
-        Ok(Some(Self { name: name.to_owned(), kind, programs, features }))
+        Features(features(self.index).unwrap_or(0))
     }
 }
 

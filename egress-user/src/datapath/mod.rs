@@ -9,7 +9,8 @@
 //! - The tables in force change by one 32-bit store ([`contract::map::ACTIVE`](egress_ebpf::contract::map::ACTIVE)); a
 //!   packet sees the old ones or the new ones, never a mixture.
 //! - An address keeps its index in `SOURCES` while it is in use: flows in the table name it by that index.
-//! - Nothing here knows the specification, and of netlink only the clsact filters.
+//! - Nothing here knows the specification, and of netlink only the clsact filters and what a device
+//!   can do for XDP.
 
 mod attach;
 mod batch;

@@ -13,7 +13,7 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
 
 use super::attach::{Attached, Hook, is_same, pin_error};
-use super::device::Device;
+use super::device::{Device, Features};
 use super::error::hint;
 use super::load::load;
 use super::{DatapathError, Interfaces, PinDir};
@@ -129,17 +129,18 @@ fn unfit(interfaces: &Interfaces, pins: &PinDir, how: Hook) -> Result<Option<Dat
         let interface = place.interface(interfaces);
         let unfit = |reason: String| DatapathError::UnfitForXdp { interface: interface.to_owned(), reason };
         let Some(device) = device(interface)? else { return Ok(Some(unfit("it is gone".to_owned()))) };
-        let ours = live_link(&pins.link(place.name()), interface)?.is_some();
-        if let Some(reason) = fault(&device, how, ours) {
+        let ours = runs(&pins.link(place.name()), &device)?.is_some();
+        let (kind, others) = (device.kind.as_deref(), !ours && !device.programs.is_empty());
+        if let Some(reason) = fault(kind, device.features(), how, others) {
             return Ok(Some(unfit(reason)));
         }
     }
     Ok(None)
 }
 
-fn fault(device: &Device, how: Hook, ours: bool) -> Option<String> {
-    let kind = device.kind.as_deref();
-    if !device.features.takes_programs() {
+/// `others` is whether a program of somebody else is on the device.
+fn fault(kind: Option<&str>, features: Features, how: Hook, others: bool) -> Option<String> {
+    if !features.takes_programs() {
         return Some(match kind {
             Some(kind) => {
                 format!("a {kind} runs no native XDP programs here (Linux 6.3 or newer tells which devices do)")
@@ -152,7 +153,7 @@ fn fault(device: &Device, how: Hook, ours: bool) -> Option<String> {
     {
         return Some(format!("a {kind} would lose more by XDP than it gains: `--hook xdp` takes it all the same"));
     }
-    if !device.features.sends_redirected() {
+    if !features.sends_redirected() {
         return Some(match kind {
             Some("veth") => {
                 "its other end takes no redirected frames: switch GRO on there (ethtool -K ... gro on)".to_owned()
@@ -160,7 +161,7 @@ fn fault(device: &Device, how: Hook, ours: bool) -> Option<String> {
             _ => "its driver sends no redirected frames".to_owned(),
         });
     }
-    (!ours && !device.programs.is_empty()).then(|| "another XDP program is attached to it".to_owned())
+    others.then(|| "another XDP program is attached to it".to_owned())
 }
 
 /// Programs that are not where they were asked for, or where they were put, each with its interface.
@@ -195,14 +196,21 @@ pub(super) fn is_attached(place: Place, interfaces: &Interfaces, pins: &PinDir) 
 
 /// The pinned link, if its program still is on the interface.
 fn live_link(pin: &Path, interface: &str) -> Result<Option<FdLink>, DatapathError> {
+    match device(interface)? {
+        Some(device) => runs(pin, &device),
+        None => Ok(None),
+    }
+}
+
+/// The pinned link, if its program is on this device.
+fn runs(pin: &Path, device: &Device) -> Result<Option<FdLink>, DatapathError> {
     if !pin.exists() {
         return Ok(None);
     }
     let link = PinnedLink::from_pin(pin).map_err(|source| pin_error("open link", pin, source))?;
     let link = FdLink::from(link);
     let id = FdLink::info(&link).map_err(|source| pin_error("read link", pin, source))?.program_id();
-    let here = device(interface)?.is_some_and(|device| device.programs.contains(&id));
-    Ok(here.then_some(link))
+    Ok(device.programs.contains(&id).then_some(link))
 }
 
 fn device(interface: &str) -> Result<Option<Device>, DatapathError> {
@@ -233,24 +241,17 @@ pub(super) fn loaded(ebpf: &mut Ebpf, place: Place) -> Result<&mut Xdp, Datapath
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::device::Features;
-
-    fn device(kind: Option<&str>, features: u64, programs: &[u32]) -> Device {
-        let kind = kind.map(str::to_owned);
-        Device { name: "net1".to_owned(), kind, programs: programs.to_vec(), features: Features(features) }
-    }
 
     /// What a driver says that does all that is needed.
-    const ALL: u64 = 0b111;
+    const ALL: Features = Features(0b111);
 
     #[test]
     fn a_device_is_for_xdp_if_its_driver_runs_programs_and_sends_what_they_redirect() {
-        let hardware = device(None, ALL, &[]);
-        assert_eq!(fault(&hardware, Hook::Auto, false), None);
-        assert_eq!(fault(&hardware, Hook::Xdp, false), None);
+        assert_eq!(fault(None, ALL, Hook::Auto, false), None);
+        assert_eq!(fault(None, ALL, Hook::Xdp, false), None);
         for (features, reason) in [(0, "runs no native"), (0b001, "runs no native"), (0b011, "sends no redirected")] {
             for how in [Hook::Auto, Hook::Xdp] {
-                let said = fault(&device(None, features, &[]), how, false).unwrap();
+                let said = fault(None, Features(features), how, false).unwrap();
                 assert!(said.contains(reason), "{features:b}: {said}");
             }
         }
@@ -258,16 +259,14 @@ mod tests {
 
     #[test]
     fn a_veth_gets_xdp_only_where_it_is_asked_for() {
-        let veth = device(Some("veth"), ALL, &[]);
-        assert!(fault(&veth, Hook::Auto, false).unwrap().contains("--hook xdp"));
-        assert_eq!(fault(&veth, Hook::Xdp, false), None);
-        assert!(fault(&device(Some("veth"), 0b011, &[]), Hook::Xdp, false).unwrap().contains("GRO"));
+        assert!(fault(Some("veth"), ALL, Hook::Auto, false).unwrap().contains("--hook xdp"));
+        assert_eq!(fault(Some("veth"), ALL, Hook::Xdp, false), None);
+        assert!(fault(Some("veth"), Features(0b011), Hook::Xdp, false).unwrap().contains("GRO"));
     }
 
     #[test]
     fn anothers_program_is_left_alone() {
-        let taken = device(None, ALL, &[7]);
-        assert!(fault(&taken, Hook::Auto, false).unwrap().contains("another XDP program"));
-        assert_eq!(fault(&taken, Hook::Xdp, true), None);
+        assert!(fault(None, ALL, Hook::Auto, true).unwrap().contains("another XDP program"));
+        assert_eq!(fault(None, ALL, Hook::Xdp, false), None);
     }
 }
