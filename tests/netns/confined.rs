@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use egress_lab::address::SERVER_1;
-use egress_lab::{Family, Options, wait_until};
+use egress_lab::{Family, Options, bpf, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at};
@@ -98,7 +98,8 @@ fn the_agent_needs_no_root() {
     fs::remove_file(&status).unwrap();
     rig.router_netns().ip(["link", "delete", "net1"]).unwrap();
     rig.router_netns().sysctl(["net.ipv4.conf.eth0.forwarding=0"]).unwrap();
-    fs::remove_file(rig.router.pin("link_cluster_ingress").unwrap()).unwrap();
+    bpf::detach(&rig.router.pin("link_cluster_ingress").unwrap()).unwrap();
+    fs::remove_file(rig.router.pin("link_external_ingress").unwrap()).unwrap();
     let planned = || run(&mut command(&rig.router, "plan")).stdout;
     wait_until("all to be put back", TIMEOUT, || planned().contains("nothing to change"))
         .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", planned(), rig.router.stderr()));

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use egress_lab::address::{GATEWAY, SERVER_1, SNAT};
 use egress_lab::inject::Injector;
-use egress_lab::{Family, Options, wait_until};
+use egress_lab::{Family, Options, bpf, wait_until};
 use etherparse::{Icmpv6Type, PacketBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::live::{LiveTcp, LiveUdp};
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at};
 use crate::system::{command, run};
 
@@ -149,10 +150,42 @@ fn what_somebody_takes_away_is_put_back_at_once() {
         netns.run(|| fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/forwarding").unwrap().trim() == "1")
     })
     .unwrap();
-    fs::remove_file(watched.rig.router.pin("link_cluster_ingress").unwrap()).unwrap();
-    wait_until("the program to be attached again", TIMEOUT, || watched.rig.router.pin("link_cluster_ingress").is_ok())
-        .unwrap();
     watched.assert_well();
+}
+
+const PROGRAMS: [&str; 4] = ["cluster_ingress", "cluster_egress", "external_ingress", "external_egress"];
+
+#[test]
+fn a_detached_program_is_attached_again() {
+    let watched = Watched::start();
+    for name in PROGRAMS {
+        let repairs = || watched.rig.router.stderr().matches("had drifted and was put right").count();
+        let before = repairs();
+        bpf::detach(&watched.rig.router.pin(&format!("link_{name}")).unwrap()).unwrap();
+        wait_until("the program to be attached again", TIMEOUT, || repairs() > before).unwrap();
+        assert!(run(&mut command(&watched.rig.router, "plan")).stdout.contains("nothing to change"));
+        watched.assert_well();
+    }
+}
+
+#[test]
+fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
+    let rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None));
+    let _servers = Family::ALL
+        .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    for name in PROGRAMS.map(|name| format!("link_{name}")) {
+        fs::remove_file(rig.router.pin(&name).unwrap()).unwrap();
+        wait_until("the link to be pinned again", TIMEOUT, || rig.router.pin(&name).is_ok()).unwrap();
+        udp.iter().for_each(LiveUdp::wait);
+    }
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
 }
 
 /// "This address is at my MAC", from another host: an ARP request for its own address, or a neighbour advertisement.

@@ -10,7 +10,7 @@ use egress_lab::detector::Detector;
 use egress_lab::endpoint::any_port;
 use egress_lab::router::Router;
 use egress_lab::udp::{self, PacedStream, UdpClient, UdpServer};
-use egress_lab::{Family, Lab, Options, wait_until};
+use egress_lab::{Family, Lab, Options, bpf, wait_until};
 use serde_json::Value;
 
 use crate::specs::{Text, WITHIN, assert_works, one_datagram};
@@ -89,7 +89,7 @@ fn the_agent_repairs_drift() {
         lab.router.ip(drift.split(' ')).unwrap();
     }
     lab.router.sysctl(["net.ipv4.conf.net1.rp_filter=1", "net.ipv4.conf.eth0.forwarding=0"]).unwrap();
-    fs::remove_file(router.pin("link_cluster_ingress").unwrap()).unwrap();
+    bpf::detach(&router.pin("link_cluster_ingress").unwrap()).unwrap();
     let repaired = || running.differences(&System::of(&lab, &router).without(pins)).is_empty();
     wait_until("the agent to repair what drifted", Duration::from_secs(15), || {
         repaired() && router.stderr().contains("put right")

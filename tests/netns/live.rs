@@ -8,7 +8,7 @@ use std::time::Duration;
 use egress_lab::address::client;
 use egress_lab::endpoint::Seen;
 use egress_lab::tcp::TcpConnection;
-use egress_lab::udp::PacedStream;
+use egress_lab::udp::{PacedStream, Report};
 use egress_lab::{Family, wait_until};
 
 use crate::rig::{Rig, TIMEOUT, at};
@@ -88,10 +88,18 @@ impl LiveUdp {
     /// Ends it. Panics if one datagram was lost, doubled or refused, or went elsewhere than the first. Returns whom the
     /// server saw.
     pub(crate) fn finish(self) -> Seen {
+        let seen = self.seen;
+        let report = self.report();
+        assert!(report.is_perfect(), "{report:?}");
+        seen
+    }
+
+    /// Ends it, and says what became of it. Panics if one datagram was doubled, or went elsewhere than the first.
+    pub(crate) fn report(self) -> Report {
         self.wait();
         let report = self.stream.finish().unwrap();
-        assert!(report.is_perfect(), "{report:?}");
+        assert_eq!(report.doubled, 0, "{report:?}");
         assert_eq!(report.answered.keys().collect::<Vec<_>>(), [&self.seen]);
-        self.seen
+        report
     }
 }

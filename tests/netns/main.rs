@@ -8,6 +8,7 @@ mod agent;
 mod associations;
 mod bad_input;
 mod checksums;
+mod clock;
 mod commands;
 mod confined;
 mod connections;

@@ -1,27 +1,31 @@
-//! Months in seconds: traffic, edits, restarts and faults all at once, and nothing that grows.
+//! Months in minutes: traffic, edits, restarts and faults all at once. Nothing is lost but what a fault takes, and nothing grows.
 //!
-//! A short form by default; `EGRESS_SOAK=600` for ten minutes.
+//! A short form by default; `EGRESS_SOAK=600` for ten minutes of all of it at once.
+
+mod fault;
+mod load;
 
 use std::fs;
-use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{Host, SERVER_1, SERVER_2, client};
-use egress_lab::udp::UdpClient;
-use egress_lab::{Family, Options, wait_until};
+use egress_lab::address::{Host, SERVER_1, SERVER_2};
+use egress_lab::random::Random;
+use egress_lab::{Family, Options, bpf, wait_until};
 
-use crate::live::{LiveTcp, LiveUdp};
+use self::fault::{Fault, Target};
+use self::load::{Connections, Ended, Streams, Windows};
 use crate::rig::{Rig, Spec, TIMEOUT, at};
-use crate::system::{command, run};
 
-/// Each phase takes half of it.
+/// How long all of it goes on at once.
 fn length() -> Duration {
-    Duration::from_secs(std::env::var("EGRESS_SOAK").ok().map_or(24, |seconds| seconds.parse().unwrap()))
+    Duration::from_secs(std::env::var("EGRESS_SOAK").ok().map_or(10, |seconds| seconds.parse().unwrap()))
 }
 
-const CONNECTIONS_A_SECOND: u32 = 50;
+const SECOND: Duration = Duration::from_secs(1);
 const RESTART_EVERY: u32 = 10;
+/// Room in the flow table: a few minutes' connections.
+const FLOWS: &str = "16384";
 
 fn spec(edit: u32) -> Spec {
     // Port 90 goes to and fro; what lives through 80 and 7000 is never touched.
@@ -53,155 +57,160 @@ fn pins(rig: &Rig) -> usize {
     fs::read_dir(rules.parent().unwrap()).unwrap().count()
 }
 
+/// The router, what is done to it, and how often it was.
+struct Soak {
+    rig: Rig,
+    /// The status file, on a small disk that only the agent sees.
+    status: PathBuf,
+    windows: Windows,
+    edits: u32,
+    restarts: u32,
+}
+
+impl Soak {
+    fn start(status: PathBuf, log: &Path) -> Self {
+        fs::create_dir(status.parent().unwrap()).unwrap();
+        let arguments =
+            ["--status-file", status.to_str().unwrap(), "--flows", FLOWS, "--flow-log", log.to_str().unwrap()];
+        let rig = Rig::prepare(&Options::default(), &spec(0), &arguments);
+        let mut soak = Self { rig, status, windows: Windows::default(), edits: 0, restarts: 0 };
+        soak.launch();
+        soak
+    }
+
+    /// Starts the agent with a status file on a small disk of its own, at another hour than the one before.
+    fn launch(&mut self) {
+        self.rig.router.run_through(&format!(
+            "exec unshare --mount --propagation private sh -c 'mount -t tmpfs -o size=64k status {} && \
+             exec unshare --time --monotonic {} \"$@\"' sh \"$@\"",
+            self.status.parent().unwrap().display(),
+            u64::from(self.restarts) * 3600
+        ));
+        self.rig.router.start().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.rig.router.kill().unwrap();
+        self.restarts += 1;
+        self.launch();
+    }
+
+    /// The status file, seen from outside.
+    fn status(&self) -> PathBuf {
+        let root = format!("/proc/{}/root", self.rig.router.pid().unwrap());
+        Path::new(&root).join(self.status.strip_prefix("/").unwrap())
+    }
+
+    /// An edit a second beside these faults, and until this time at least.
+    fn edit_beside(&mut self, faults: &[&Fault], until: Instant) {
+        let status = self.status();
+        let target = &Target::new(&self.rig, &status);
+        let windows = &self.windows;
+        let inflict = move || faults.iter().for_each(|fault| fault.pass(target, windows));
+        std::thread::scope(|scope| {
+            let faults = scope.spawn(inflict);
+            while Instant::now() < until || !faults.is_finished() {
+                let second = Instant::now() + SECOND;
+                self.edits += 1;
+                target.edit(&spec(self.edits).yaml());
+                std::thread::sleep(second.saturating_duration_since(Instant::now()));
+            }
+            faults.join().unwrap();
+        });
+    }
+
+    /// Edits, and a restart every ten seconds, with a fault in between from these.
+    fn go_on(&mut self, length: Duration, mut faults: impl FnMut() -> Option<&'static Fault>) {
+        let started = Instant::now();
+        let mut restart = started;
+        while started.elapsed() < length {
+            restart += SECOND * RESTART_EVERY;
+            let chosen = faults();
+            self.edit_beside(chosen.as_slice(), restart);
+            self.restart();
+        }
+    }
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_grows() {
     let files = tempfile::tempdir().unwrap();
-    let status = files.path().join("status/status.json");
-    fs::create_dir(status.parent().unwrap()).unwrap();
     let log = files.path().join("flows.jsonl");
-    let arguments = ["--status-file", status.to_str().unwrap(), "--flows", FLOWS, "--flow-log", log.to_str().unwrap()];
-    let mut rig = Rig::prepare(&Options::default(), &spec(0), &arguments);
-    start(&mut rig, &status, 0);
+    let mut soak = Soak::start(files.path().join("status/status.json"), &log);
     let hosts = || [SERVER_1, SERVER_2].into_iter().flat_map(|host| Family::ALL.map(|family| (host, family)));
-    let _tcp: Vec<_> = hosts().map(|(host, family)| rig.tcp_server(at(host, family, 8080))).collect();
-    let _udp: Vec<_> = hosts().map(|(host, family)| rig.udp_server(at(host, family, 7000))).collect();
-    let live_tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let live_udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
-    let (pinned, started) = (pins(&rig), Instant::now());
-    let (mut edits, mut connections, mut restarts) = (0, 0_u32, 0);
-    while started.elapsed() < length() / 2 {
-        edits += 1;
-        rig.router.edit(&spec(edits).yaml()).unwrap();
-        let second = Instant::now();
-        for number in 0..CONNECTIONS_A_SECOND {
-            let family = Family::ALL[usize::from(number % 2 == 0)];
-            let (mut connection, _) = rig.tcp(at(client(1), family, 0), 80);
-            connection.exchange(b"once more").unwrap();
-            connections += 1;
-        }
-        if edits % RESTART_EVERY == 0 {
-            rig.router.kill().unwrap();
-            restarts += 1;
-            start(&mut rig, &status, restarts);
-        }
-        wait_until("the second to be over", TIMEOUT, || second.elapsed() >= Duration::from_secs(1)).unwrap();
-    }
-    let lost = [live_tcp.map(LiveTcp::finish), live_udp.map(LiveUdp::finish)];
+    let _tcp: Vec<_> = hosts().map(|(host, family)| soak.rig.tcp_server(at(host, family, 8080))).collect();
+    let _udp: Vec<_> = hosts().map(|(host, family)| soak.rig.udp_server(at(host, family, 7000))).collect();
+    let (streams, pinned, programs) = (Streams::start(&soak.rig), pins(&soak.rig), bpf::programs());
+
+    // Without faults first: nothing at all is lost, and each flow is logged once.
+    let connections = Connections::start(&soak.rig);
+    soak.go_on(length() / 10, || None);
+    let (made, failed) = connections.finish(&soak.windows);
+    let opened = usize::try_from(made + Streams::COUNT).unwrap();
+    let written = wait_until("every flow to be logged", TIMEOUT, || Logged::of(&log).opened >= opened);
+    let logged = Logged::of(&log);
+    let Logged { opened: told, closed, dropped, lost } = logged;
     eprintln!(
-        "soak: {edits} edits, {connections} connections, {restarts} restarts; live flows to {lost:?} lost nothing"
+        "soak: without faults {made} connections, {failed} failed; logged {told} opened, {closed} closed, {dropped} dropped, \
+         {lost} lost"
     );
-    assert_eq!(pins(&rig), pinned);
-    let lines = fs::read_to_string(&log).unwrap();
-    let count = |event: &str| lines.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count();
-    let opened = usize::try_from(connections).unwrap() + 4;
-    eprintln!(
-        "soak: {} flows opened, {} closed, {} drops in the log",
-        count("opened"),
-        count("closed"),
-        count("dropped")
-    );
-    assert_eq!((count("opened"), count("dropped"), count("lost")), (opened, 0, 0), "each flow once, restarts or not");
-    let status =
-        Path::new(&format!("/proc/{}/root", rig.router.pid().unwrap())).join(status.strip_prefix("/").unwrap());
-    faults(&rig, &status, started + length());
-    assert_eq!(pins(&rig), pinned);
-}
+    written.unwrap();
+    assert_eq!((told, dropped, lost), (opened, 0, 0), "each flow once, restarts or not");
 
-/// Room in the flow table: a few minutes' connections.
-const FLOWS: &str = "16384";
+    let seed = Random::seed();
+    eprintln!("soak: faults by EGRESS_SEED={seed}");
+    let mut random = Random::new(seed);
+    let (connections, began) = (Connections::start(&soak.rig), Instant::now());
+    let (edits, restarts) = (soak.edits, soak.restarts);
+    soak.go_on(length(), || Some(&fault::ALL[random.below(fault::ALL.len())]));
+    let (seconds, faults) = (began.elapsed().as_secs_f64(), soak.windows.len());
+    let (edits, restarts) = (soak.edits - edits, soak.restarts - restarts);
+    eprintln!("soak: {seconds:.0} s with {edits} edits, {restarts} restarts and {faults} faults");
+    streams.wait();
 
-/// Starts the agent with a status file on a small disk of its own, at another hour than the one before.
-fn start(rig: &mut Rig, status: &Path, hours: u32) {
-    rig.router.run_through(&format!(
-        "exec unshare --mount --propagation private sh -c 'mount -t tmpfs -o size=64k status {} && \
-         exec unshare --time --monotonic {} \"$@\"' sh \"$@\"",
-        status.parent().unwrap().display(),
-        u64::from(hours) * 3600
-    ));
-    rig.router.start().unwrap();
-}
-
-/// Flows that one client opens and never goes on with, until the table refuses one. The agent makes room meanwhile, so that may take
-/// more than the table holds.
-fn fill_the_table(rig: &Rig) {
-    let full = || rig.count("cluster_ingress", "table_full");
-    let before = full();
-    for port in 10_000..60_000 {
-        let to = crate::rig::router(Family::V4, 7000);
-        let client = UdpClient::open(&rig.client, at(client(1), Family::V4, port), to).unwrap();
-        client.socket().send(b"and that is all").unwrap();
-        if port % 1000 == 0 && full() > before {
-            return;
-        }
+    // One process from here on. What is made once only has been made after two rounds, and buffers are as large as a full table
+    // wants them.
+    let all: Vec<&Fault> = fault::ALL.iter().collect();
+    for _ in 0..2 {
+        soak.edit_beside(&all, Instant::now());
     }
-    panic!("the table was never full");
-}
-
-/// Whatever somebody may do to a running router; it comes back by itself from each, and holds no more afterwards.
-fn faults(rig: &Rig, status: &Path, until: Instant) {
-    let pid = rig.router.pid().unwrap();
-    let ip = |line: &str| drop(rig.router_netns().ip(line.split(' ')).unwrap());
-    let well = |after: &str| {
-        let planned = || run(&mut command(&rig.router, "plan")).stdout;
-        wait_until(&format!("the router to be whole after: {after}"), TIMEOUT, || {
-            planned().contains("nothing to change")
-        })
-        .unwrap_or_else(|error| panic!("{error:#}: {}\n{}", planned(), rig.router.stderr()));
-        wait_until("the status to be there", TIMEOUT, || status.exists()).unwrap();
-        for family in Family::ALL {
-            let one = UdpClient::open(&rig.client, at(client(0), family, 0), crate::rig::router(family, 7000)).unwrap();
-            let answered = || one.exchange(b"still there?", Duration::from_secs(1)).result.is_ok();
-            wait_until(&format!("an answer over {family} after: {after}"), TIMEOUT, answered).unwrap_or_else(|error| {
-                panic!("{error:#}: {}\n{}", rig.router.show("status").unwrap(), rig.router.stderr())
-            });
+    let pid = soak.rig.router.pid().unwrap();
+    let (before, steady) = (Held::by(pid), Instant::now());
+    for round in 0.. {
+        if round >= 1 && steady.elapsed() > length() / 5 {
+            break;
         }
-    };
-    let status_failures = || rig.router.stderr().matches("write status to").count();
-    let all: [(&str, &dyn Fn()); 8] = [
-        ("address removed", &|| ip("address delete 192.168.12.99/24 dev net1")),
-        ("link down", &|| ip("link set net1 down")),
-        ("routes flushed", &|| ip("-6 route flush table 25959")),
-        ("program detached", &|| fs::remove_file(rig.router.pin("link_external_ingress").unwrap()).unwrap()),
-        ("wrong and right edit", &|| {
-            let refused = rig.router.stderr().matches("edit refused").count();
-            rig.router.edit("kind: nonsense\n").unwrap();
-            let said = || rig.router.stderr().matches("edit refused").count() > refused;
-            wait_until("the edit to be refused", TIMEOUT, said).unwrap();
-            rig.router.edit(&spec(0).yaml()).unwrap();
-        }),
-        ("status removed", &|| fs::remove_file(status).unwrap()),
-        ("disk full at the status file", &|| {
-            let filler = status.with_file_name("filler");
-            let before = status_failures();
-            let mut file = fs::File::create(&filler).unwrap();
-            // What the status leaves free is taken, too; the agent may be faster once or twice.
-            wait_until("the agent to say so", TIMEOUT, || {
-                let _gone_already = fs::remove_file(status);
-                file.write_all(&vec![0; 128 << 10]).unwrap_err();
-                status_failures() > before
-            })
-            .unwrap();
-            fs::remove_file(&filler).unwrap();
-        }),
-        ("table full", &|| fill_the_table(rig)),
-    ];
-    // Twice round before it counts: what is made once only has been made, and buffers are as large as a full table wants them.
-    for (name, fault) in all.iter().chain(&all) {
-        fault();
-        well(name);
-    }
-    let before = Held::by(pid);
-    let mut rounds = 0;
-    while Instant::now() < until || rounds < 2 {
-        for (name, fault) in all {
-            fault();
-            well(name);
-        }
-        rounds += 1;
+        soak.edit_beside(&all, Instant::now());
     }
     let after = Held::by(pid);
-    eprintln!("soak: {rounds} rounds of {} faults: {before:?} then {after:?}", all.len());
+    eprintln!("soak: one process for {} s: {before:?} then {after:?}", steady.elapsed().as_secs());
+    let (made, failed) = connections.finish(&soak.windows);
+    let Ended { exchanged, broken, sent, lost } = streams.finish(&soak.windows);
+    eprintln!(
+        "soak: {} s with {made} connections and {} faults, which took {failed} connections, {broken} live ones in {exchanged} \
+         messages, and {lost} of {sent} datagrams; {programs} programs loaded, then {}",
+        began.elapsed().as_secs(),
+        soak.windows.len(),
+        bpf::programs()
+    );
     assert!(after.descriptors <= before.descriptors + 1, "{before:?} then {after:?}");
     assert!(after.threads <= before.threads + 1, "{before:?} then {after:?}");
     assert!(after.resident_kib <= before.resident_kib + 8192, "{before:?} then {after:?}");
+    assert_eq!(pins(&soak.rig), pinned);
+}
+
+/// How many lines of each kind the flow log has.
+struct Logged {
+    opened: usize,
+    closed: usize,
+    dropped: usize,
+    lost: usize,
+}
+
+impl Logged {
+    fn of(log: &Path) -> Self {
+        let lines = fs::read_to_string(log).unwrap();
+        let count = |event: &str| lines.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count();
+        Self { opened: count("opened"), closed: count("closed"), dropped: count("dropped"), lost: count("lost") }
+    }
 }

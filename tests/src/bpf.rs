@@ -10,6 +10,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 
+use crate::sys;
+
 /// A table and its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
@@ -75,6 +77,19 @@ pub fn slab_object_bytes(slab: &str) -> Option<u64> {
 /// When it cannot: before Linux 5.8, or without the right to.
 pub fn count_time() -> Result<OwnedFd> {
     enable_stats(Stats::RunTime).context("count the time of programs")
+}
+
+/// Takes the program of a pinned link off its interface, whoever else holds the link.
+///
+/// # Errors
+/// When nothing is pinned there, or its kind cannot be detached.
+pub fn detach(link: &Path) -> Result<()> {
+    sys::detach_link(link).with_context(|| format!("detach link {}", link.display()))
+}
+
+/// How many programs are loaded, everybody's.
+pub fn programs() -> usize {
+    loaded_programs().flatten().count()
 }
 
 /// What the kernel has counted of the program of a pinned link.

@@ -1,8 +1,11 @@
 //! The few socket calls that nix has no safe wrapper for.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use nix::libc;
 
@@ -55,6 +58,28 @@ pub(crate) fn run_first() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a parameter block that lives through the call; 0 is the calling thread.
     let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes the program of a pinned BPF link off its hook. The link itself stays, without effect.
+pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
+    /// As the kernel numbers the call's commands.
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = [path.as_ptr() as u64, 0];
+    // SAFETY: the pointer is to the command's attributes, a path's address, a descriptor and flags, which live through the call
+    // as the path does.
+    let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of_val(&attributes)) };
+    if link < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let link = i32::try_from(link).map_err(io::Error::other)?;
+    // SAFETY: the call has just made this descriptor, and nobody else knows of it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let attributes = link.as_raw_fd();
+    // SAFETY: the pointer is to the command's attributes, a descriptor and no more, which live through the call.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attributes, size_of_val(&attributes)) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -3,6 +3,7 @@
 //! The server answers the first bytes of a connection with a line, `<source> <server>`, and then sends back everything
 //! that it gets. To an HTTP request it answers with a page instead, so that `curl` can be pointed at it.
 
+use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -35,7 +36,8 @@ pub struct TcpServer {
 struct Shared {
     stop: AtomicBool,
     accepted: Mutex<Vec<Seen>>,
-    open: Mutex<Vec<TcpStream>>,
+    /// By their number of `accepted`.
+    open: Mutex<BTreeMap<usize, TcpStream>>,
 }
 
 impl TcpServer {
@@ -74,7 +76,7 @@ impl Drop for TcpServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for stream in self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for stream in self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -91,13 +93,19 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok((stream, source)) = listener.accept() else { continue };
         let Ok(server) = stream.local_addr() else { continue };
         let seen = Seen { source, server };
-        shared.accepted.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+        let number = {
+            let mut accepted = shared.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+            accepted.push(seen);
+            accepted.len()
+        };
         if let Ok(handle) = stream.try_clone() {
-            shared.open.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+            shared.open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
         }
+        let theirs = Arc::clone(shared);
         let serve = move || {
             // The client knows what became of its connection; a server has nobody to tell.
             let _ = serve(stream, seen);
+            theirs.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         };
         if let Err(error) = std::thread::Builder::new().name(format!("serve {source}")).spawn(serve) {
             eprintln!("lab: no thread for {source}: {error}");
@@ -144,10 +152,16 @@ impl TcpConnection {
     /// # Errors
     /// The socket's own: refused, timed out, unreachable; also when `from` cannot be bound.
     pub fn open(netns: &Netns, from: SocketAddr, to: SocketAddr, timeout: Duration) -> io::Result<Self> {
-        let socket = netns.run(|| {
-            let socket = bound(SockType::Stream, None, from)?;
-            connect_within(&socket, to, timeout).map(|()| socket)
-        })?;
+        netns.run(|| Self::open_here(from, to, timeout))
+    }
+
+    /// As [`open`](Self::open), in the namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_here(from: SocketAddr, to: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let socket = bound(SockType::Stream, None, from)?;
+        connect_within(&socket, to, timeout)?;
         let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;

@@ -1,7 +1,7 @@
 //! UDP: a server that answers every datagram with whom it saw, clients with a chosen source, and a paced stream that
 //! counts what is lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -254,14 +254,14 @@ pub struct PacedStream {
 pub struct Report {
     /// How many datagrams were sent.
     pub sent: u64,
-    /// The numbers of those that were never answered.
-    pub lost: BTreeSet<u64>,
+    /// The numbers of those that were never answered, and when each was sent.
+    pub lost: BTreeMap<u64, Instant>,
     /// How many answers came more than once.
     pub doubled: u64,
     /// How many were answered by each server, and as whom it saw us.
     pub answered: BTreeMap<Seen, u64>,
-    /// What the socket said: an ICMP error for an earlier datagram, no room.
-    pub errors: Vec<String>,
+    /// What the socket said, and when: an ICMP error for an earlier datagram, no room.
+    pub errors: Vec<(Instant, String)>,
 }
 
 impl Report {
@@ -316,9 +316,9 @@ fn stream(client: &UdpClient, period: Duration, stop: &AtomicBool, answered: &At
     let mut due = Instant::now();
     while !stop.load(Ordering::Acquire) {
         if let Err(error) = client.socket.send(&report.sent.to_be_bytes()) {
-            report.errors.push(format!("send {}: {error}", report.sent));
+            report.errors.push((Instant::now(), format!("send {}: {error}", report.sent)));
         }
-        report.lost.insert(report.sent);
+        report.lost.insert(report.sent, Instant::now());
         report.sent += 1;
         due += period;
         take_answers(client, due, &mut report, answered);
@@ -339,14 +339,14 @@ fn take_answers(client: &UdpClient, deadline: Instant, report: &mut Report, answ
             Ok(None) => return,
             Ok(Some((seen, echo))) => {
                 let number = echo.try_into().map(u64::from_be_bytes);
-                if number.is_ok_and(|number| report.lost.remove(&number)) {
+                if number.is_ok_and(|number| report.lost.remove(&number).is_some()) {
                     answered.fetch_add(1, Ordering::AcqRel);
                 } else {
                     report.doubled += 1;
                 }
                 *report.answered.entry(seen).or_default() += 1;
             }
-            Err(error) => report.errors.push(format!("after {}: {error}", report.sent)),
+            Err(error) => report.errors.push((Instant::now(), format!("after {}: {error}", report.sent))),
         }
     }
 }

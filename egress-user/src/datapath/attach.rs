@@ -2,6 +2,7 @@
 //!
 //! Everything here has to run on a thread inside the router's namespace: interfaces are looked up by name there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use aya::maps::MapInfo;
@@ -141,6 +142,43 @@ fn attach_tcx(
     Ok(Attached::New)
 }
 
+/// tcx links, held open: whoever takes a pin away does not take the program off its interface, as long as this process lives.
+#[derive(Default)]
+pub(super) struct Held(BTreeMap<&'static str, FdLink>);
+
+impl Held {
+    /// Pins the link of a hook again if its pin is gone and its program is where it belongs. Returns whether it did.
+    pub(super) fn pin_again(
+        &mut self,
+        hook: Place,
+        interfaces: &Interfaces,
+        pins: &PinDir,
+    ) -> Result<bool, DatapathError> {
+        let pin = pins.link(hook.name());
+        if pin.exists() {
+            return Ok(false);
+        }
+        let Some(link) = self.0.remove(hook.name()) else { return Ok(false) };
+        let (interface, attach_type) = place(hook, interfaces);
+        if !is_on(&link, &pin, interface, attach_type)? {
+            return Ok(false);
+        }
+        link.pin(&pin).map_err(|source| pin_error("pin link", &pin, source))?;
+        Ok(true)
+    }
+
+    /// Holds what is pinned for a hook, and nothing else.
+    pub(super) fn hold(&mut self, hook: Place, pins: &PinDir) -> Result<(), DatapathError> {
+        let pin = pins.link(hook.name());
+        self.0.remove(hook.name());
+        if pin.exists() {
+            let link = PinnedLink::from_pin(&pin).map_err(|source| pin_error("open link", &pin, source))?;
+            self.0.insert(hook.name(), link.into());
+        }
+        Ok(())
+    }
+}
+
 /// Whether the program of a hook is attached, in the way that is wanted.
 pub(super) fn is_attached(
     hook: Place,
@@ -202,13 +240,20 @@ fn live_link(
     }
     let link = PinnedLink::from_pin(pin).map_err(|source| pin_error("open link", pin, source))?;
     let link = FdLink::from(link);
-    let id = FdLink::info(&link).map_err(|source| pin_error("read link", pin, source))?.program_id();
+    Ok(is_on(&link, pin, interface, attach_type)?.then_some(link))
+}
+
+/// Whether the program of a link is on an interface.
+fn is_on(
+    link: &FdLink,
+    pin: &std::path::Path,
+    interface: &str,
+    attach_type: TcAttachType,
+) -> Result<bool, DatapathError> {
+    let id = FdLink::info(link).map_err(|source| pin_error("read link", pin, source))?.program_id();
     let (_revision, programs) = SchedClassifier::query_tcx(interface, attach_type)
         .map_err(|source| pin_error("find on its interface the program of", pin, source))?;
-    if programs.iter().any(|program| program.id() == id) {
-        return Ok(Some(link));
-    }
-    Ok(None)
+    Ok(programs.iter().any(|program| program.id() == id))
 }
 
 /// Whether the program of this id does what a loaded one would: the same instructions on the same pinned tables.

@@ -7,7 +7,7 @@ use egress_ebpf::contract::{Config, config_flag, map};
 use egress_ebpf::verdict::Hook as Place;
 use serde::Serialize;
 
-use super::attach::{self, Attached, Hook, ORDER};
+use super::attach::{self, Attached, Held, Hook, ORDER};
 use super::error::hint;
 use super::maps::{Maps, check_pins};
 use super::{DatapathError, Interfaces, PinDir, Tables, object, xdp};
@@ -17,6 +17,7 @@ pub struct Datapath {
     pins: PinDir,
     pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
+    links: Held,
     csum_ipv6: bool,
     fresh: bool,
     previous: Option<u8>,
@@ -89,7 +90,7 @@ impl Datapath {
         }
         let csum_ipv6 = probe_csum_ipv6(&mut ebpf)?;
         let maps = Maps::open(pins)?;
-        Ok(Self { pins: pins.clone(), ebpf, maps, csum_ipv6, fresh, previous: None })
+        Ok(Self { pins: pins.clone(), ebpf, maps, links: Held::default(), csum_ipv6, fresh, previous: None })
     }
 
     /// Whether the maps were made by this process.
@@ -170,6 +171,7 @@ impl Datapath {
         let mut done: Vec<Place> = Vec::new();
         let mut installed = Installed { hook, changed: false };
         for place in ORDER {
+            installed.changed |= self.links.pin_again(place, interfaces, &self.pins)?;
             let program = program(&mut self.ebpf, place.name())?;
             match attach::attach(program, place, interfaces, &self.pins, installed.hook) {
                 Ok((attached, how)) => {
@@ -185,6 +187,9 @@ impl Datapath {
         match xdp::attach(&mut self.ebpf, interfaces, &self.pins, hook) {
             Ok(changed) => installed.changed |= changed,
             Err(error) => return Err(self.detach(&done, interfaces, error)),
+        }
+        for place in ORDER {
+            self.links.hold(place, &self.pins)?;
         }
         // Programs of another version would translate once more what ours have.
         for other in self.pins.others() {
@@ -230,7 +235,7 @@ impl Datapath {
         Ok(strangers)
     }
 
-    /// Whether every map and program is where [`load`](Self::load) and [`attach`](Self::attach) left its pin.
+    /// Whether every map is where [`load`](Self::load) left its pin.
     pub fn is_pinned(&self) -> bool {
         map::ALL.iter().all(|name| self.pins.map(name).exists())
     }

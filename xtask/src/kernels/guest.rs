@@ -39,7 +39,7 @@ pub(crate) struct Step {
 }
 
 /// In this order: what tells most comes first.
-pub(crate) const STEPS: [Step; 4] = [
+pub(crate) const STEPS: [Step; 5] = [
     Step { name: VERIFIED, program: PACKET, arguments: &["verified::", "--nocapture"], skipped: &[] },
     Step { name: "packets", program: PACKET, arguments: &[], skipped: NOT_HERE },
     // One lab at a time.
@@ -56,6 +56,8 @@ pub(crate) const STEPS: [Step; 4] = [
         arguments: &["--test-threads=1", "--ignored", "associations::"],
         skipped: &[],
     },
+    // What sets a machine's clock.
+    Step { name: "clock", program: NETNS, arguments: &["--test-threads=1", "--ignored", "clock::"], skipped: &[] },
 ];
 
 /// Packet tests that other kernels have nothing to tell by.
