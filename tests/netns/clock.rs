@@ -66,6 +66,7 @@ fn a_jump_of_the_wall_clock_ends_no_flow_and_nothing_is_told_anew() {
         PacedStream::start(socket, Duration::from_millis(20)).unwrap()
     });
     let conditions = |rig: &Rig| rig.router.report("status").unwrap()["conditions"].clone();
+    let before = conditions(&rig);
     let opened = |client: &str| {
         let text = fs::read_to_string(&log).unwrap_or_default();
         let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -75,7 +76,6 @@ fn a_jump_of_the_wall_clock_ends_no_flow_and_nothing_is_told_anew() {
     let clock = Clock::watch();
     let jumps = [clock.right() + 400 * DAY, clock.right() - 30 * DAY, clock.right()];
     for (number, to) in jumps.into_iter().enumerate() {
-        let before = conditions(&rig);
         Clock::set(to);
         let answered = udp.iter().map(PacedStream::answered).collect::<Vec<_>>();
         tcp.iter().for_each(LiveTcp::wait);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{GATEWAY, SERVER_1, SNAT};
+use egress_lab::address::{GATEWAY, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::inject::Injector;
 use egress_lab::{Family, Options, bpf, wait_until};
 use etherparse::{Icmpv6Type, PacketBuilder};
@@ -83,6 +83,27 @@ fn a_router_that_is_well_says_so_and_since_when() {
     let started = Instant::now();
     wait_until("two sweeps to pass", TIMEOUT, || started.elapsed() > Duration::from_secs(11)).unwrap();
     assert_eq!(fs::read_to_string(&watched.status).unwrap(), before);
+}
+
+#[test]
+fn a_restart_of_the_agent_is_no_transition() {
+    let mut watched = Watched::start();
+    watched.assert_well();
+    let (before, started) = (fs::read_to_string(&watched.status).unwrap(), Instant::now());
+    // Times are told to the second.
+    wait_until("the next second", TIMEOUT, || started.elapsed() > Duration::from_millis(1100)).unwrap();
+    for kill in [true, false] {
+        let router = &mut watched.rig.router;
+        if kill { router.kill() } else { router.terminate() }.unwrap();
+        router.start().unwrap();
+        watched.assert_well();
+        assert_eq!(fs::read_to_string(&watched.status).unwrap(), before);
+    }
+    // What has changed meanwhile is told as before.
+    watched.rig.router.kill().unwrap();
+    watched.rig.node.ip(["link", "set", "up0", "down"]).unwrap();
+    watched.rig.router.start().unwrap();
+    watched.wait(TIMEOUT, "Available", "False", "MasterDown");
 }
 
 #[test]
@@ -170,13 +191,22 @@ fn a_detached_program_is_attached_again() {
 
 #[test]
 fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
-    let rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None));
+    let spec = || Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None);
+    let rig = Rig::start(&spec());
     let _servers = Family::ALL
         .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
     let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
     let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
-    for name in PROGRAMS.map(|name| format!("link_{name}")) {
+    for (round, name) in PROGRAMS.iter().cycle().take(24).enumerate() {
+        // Beside an edit, for which every link is looked at: at any moment of that.
+        let other = if round % 2 == 0 { SERVER_1 } else { SERVER_2 };
+        rig.router.edit(&spec().tcp(90, other, 8080).yaml()).unwrap();
+        std::thread::sleep(Duration::from_millis(50 + 7 * u64::try_from(round).unwrap()));
+        let name = format!("link_{name}");
         fs::remove_file(rig.router.pin(&name).unwrap()).unwrap();
+        for family in Family::ALL {
+            rig.tcp(at(client(1), family, 0), 80);
+        }
         wait_until("the link to be pinned again", TIMEOUT, || rig.router.pin(&name).is_ok()).unwrap();
         udp.iter().for_each(LiveUdp::wait);
     }

@@ -79,7 +79,8 @@ pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     let attributes = link.as_raw_fd();
     // SAFETY: the pointer is to the command's attributes, a descriptor and no more, which live through the call.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attributes, size_of_val(&attributes)) };
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attributes, size_of_val(&attributes)) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -86,12 +86,14 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
         let flow_log = options.flow_log.as_deref().map(|file| FlowLog::start(file, router.logging().rate));
+        // An earlier agent's router has gone on without it: what is as it was has not changed because of a restart.
+        let before = Status::read(router.status_file()).filter(|before| before.router == desired.router);
         Self {
             router,
             desired,
             options,
             counts: Counts::default(),
-            conditions: Conditions::default(),
+            conditions: before.map(|before| before.conditions).unwrap_or_default(),
             retry_edit: Backoff::new(RETRY_EDIT.0, RETRY_EDIT.1),
             retry_repair: Backoff::new(RETRY_REPAIR.0, RETRY_REPAIR.1),
             refused: None,
@@ -113,7 +115,9 @@ impl Keeper {
 
     /// The first apply.
     pub(super) fn start(&mut self) -> Result<(), AgentError> {
-        self.tell();
+        if self.conditions == Conditions::default() {
+            self.tell();
+        }
         match self.router.apply(&self.desired) {
             Ok(applied) => {
                 self.succeeded(&applied);

@@ -51,6 +51,8 @@ pub enum Attached {
     New,
     /// Another version was there, and was replaced in place.
     Replaced,
+    /// It was there, without its pin.
+    PinnedAgain,
     /// It was there.
     Unchanged,
 }
@@ -78,18 +80,21 @@ pub(super) fn attach(
     program: &mut SchedClassifier,
     hook: Place,
     interfaces: &Interfaces,
-    pins: &PinDir,
+    (pins, held): (&PinDir, &mut Held),
     how: Hook,
 ) -> Result<(Attached, Hook), DatapathError> {
     match how {
-        Hook::Clsact => Ok((attach_clsact(program, hook, interfaces, pins)?, Hook::Clsact)),
-        Hook::Tcx => Ok((attach_tcx(program, hook, interfaces, pins)?, Hook::Tcx)),
-        Hook::Auto | Hook::Tc | Hook::Xdp => match attach_tcx(program, hook, interfaces, pins) {
-            Ok(attached) => Ok((attached, Hook::Tcx)),
-            Err(error) if lacks_tcx(&error) => Ok((attach_clsact(program, hook, interfaces, pins)?, Hook::Clsact)),
-            Err(error) => Err(error),
+        Hook::Clsact => {}
+        Hook::Tcx => return Ok((attach_tcx(program, hook, interfaces, pins, held)?, Hook::Tcx)),
+        Hook::Auto | Hook::Tc | Hook::Xdp => match attach_tcx(program, hook, interfaces, pins, held) {
+            Ok(attached) => return Ok((attached, Hook::Tcx)),
+            Err(error) if lacks_tcx(&error) => {}
+            Err(error) => return Err(error),
         },
     }
+    let attached = attach_clsact(program, hook, interfaces, pins)?;
+    held.release(hook);
+    Ok((attached, Hook::Clsact))
 }
 
 /// A kernel before 6.6 does not know the attach type.
@@ -109,11 +114,17 @@ fn attach_tcx(
     hook: Place,
     interfaces: &Interfaces,
     pins: &PinDir,
+    held: &mut Held,
 ) -> Result<Attached, DatapathError> {
     let (interface, attach_type) = place(hook, interfaces);
     let refused = |source: ProgramError| attach_error(hook, interface, source);
     let pin = pins.link(hook.name());
-    let live = live_link(&pin, interface, attach_type)?;
+    let mut there = Attached::Unchanged;
+    let mut live = live_link(&pin, interface, attach_type)?;
+    if live.is_none() {
+        live = held.pin_again(hook, &pin, interface, attach_type)?;
+        there = Attached::PinnedAgain;
+    }
     if live.is_none() && pin.exists() {
         // Its interface has gone.
         std::fs::remove_file(&pin).map_err(|source| pin_error("unpin", &pin, source))?;
@@ -121,12 +132,14 @@ fn attach_tcx(
     if let Some(link) = live {
         let info = FdLink::info(&link).map_err(|source| pin_error("read link", &pin, source))?;
         if is_same(info.program_id(), program.info(), pins) {
-            return Ok(Attached::Unchanged);
+            held.0.insert(hook.name(), link);
+            return Ok(there);
         }
         let link = SchedClassifierLink::try_from(link).map_err(|source| pin_error("read link", &pin, source))?;
         let id = program.attach_to_link(link).map_err(refused)?;
-        // The pin keeps the link; the handle here is done with.
-        drop(program.take_link(id).map_err(refused)?);
+        let link = program.take_link(id).map_err(refused)?;
+        let link = FdLink::try_from(link).map_err(|source| pin_error("read link", &pin, source))?;
+        held.0.insert(hook.name(), link);
         return Ok(Attached::Replaced);
     }
     let order = match attach_type {
@@ -136,7 +149,8 @@ fn attach_tcx(
     let id = program.attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(order)).map_err(refused)?;
     let link = program.take_link(id).map_err(refused)?;
     let link = FdLink::try_from(link).map_err(|source| pin_error("pin link", &pin, source))?;
-    link.pin(&pin).map_err(|source| pin_error("pin link", &pin, source))?;
+    let link = link.pin(&pin).map_err(|source| pin_error("pin link", &pin, source))?;
+    held.0.insert(hook.name(), link.into());
     // Filters of a time when this kernel, or the user, wanted clsact would translate everything twice.
     detach_clsact(hook, interfaces)?;
     Ok(Attached::New)
@@ -147,35 +161,25 @@ fn attach_tcx(
 pub(super) struct Held(BTreeMap<&'static str, FdLink>);
 
 impl Held {
-    /// Pins the link of a hook again if its pin is gone and its program is where it belongs. Returns whether it did.
-    pub(super) fn pin_again(
-        &mut self,
-        hook: Place,
-        interfaces: &Interfaces,
-        pins: &PinDir,
-    ) -> Result<bool, DatapathError> {
-        let pin = pins.link(hook.name());
-        if pin.exists() {
-            return Ok(false);
-        }
-        let Some(link) = self.0.remove(hook.name()) else { return Ok(false) };
-        let (interface, attach_type) = place(hook, interfaces);
-        if !is_on(&link, &pin, interface, attach_type)? {
-            return Ok(false);
-        }
-        link.pin(&pin).map_err(|source| pin_error("pin link", &pin, source))?;
-        Ok(true)
+    /// Lets go of a hook's link: without a pin, its program is then detached.
+    pub(super) fn release(&mut self, hook: Place) {
+        self.0.remove(hook.name());
     }
 
-    /// Holds what is pinned for a hook, and nothing else.
-    pub(super) fn hold(&mut self, hook: Place, pins: &PinDir) -> Result<(), DatapathError> {
-        let pin = pins.link(hook.name());
-        self.0.remove(hook.name());
-        if pin.exists() {
-            let link = PinnedLink::from_pin(&pin).map_err(|source| pin_error("open link", &pin, source))?;
-            self.0.insert(hook.name(), link.into());
+    /// Pins the link of a hook again whose pin is gone, if its program is where it belongs.
+    fn pin_again(
+        &mut self,
+        hook: Place,
+        pin: &std::path::Path,
+        interface: &str,
+        attach_type: TcAttachType,
+    ) -> Result<Option<FdLink>, DatapathError> {
+        match self.0.get(hook.name()) {
+            Some(link) if !pin.exists() && is_on(link, pin, interface, attach_type)? => {}
+            _ => return Ok(None),
         }
-        Ok(())
+        let pinned = self.0.remove(hook.name()).map(|link| link.pin(pin)).transpose();
+        Ok(pinned.map_err(|source| pin_error("pin link", pin, source))?.map(FdLink::from))
     }
 }
 
@@ -238,8 +242,12 @@ fn live_link(
     if !pin.exists() {
         return Ok(None);
     }
-    let link = PinnedLink::from_pin(pin).map_err(|source| pin_error("open link", pin, source))?;
-    let link = FdLink::from(link);
+    let link = match PinnedLink::from_pin(pin) {
+        Ok(link) => FdLink::from(link),
+        // Somebody has just taken it away.
+        Err(_) if !pin.exists() => return Ok(None),
+        Err(source) => return Err(pin_error("open link", pin, source)),
+    };
     Ok(is_on(&link, pin, interface, attach_type)?.then_some(link))
 }
 

@@ -171,9 +171,8 @@ impl Datapath {
         let mut done: Vec<Place> = Vec::new();
         let mut installed = Installed { hook, changed: false };
         for place in ORDER {
-            installed.changed |= self.links.pin_again(place, interfaces, &self.pins)?;
             let program = program(&mut self.ebpf, place.name())?;
-            match attach::attach(program, place, interfaces, &self.pins, installed.hook) {
+            match attach::attach(program, place, interfaces, (&self.pins, &mut self.links), installed.hook) {
                 Ok((attached, how)) => {
                     installed.hook = how;
                     installed.changed |= attached != Attached::Unchanged;
@@ -187,9 +186,6 @@ impl Datapath {
         match xdp::attach(&mut self.ebpf, interfaces, &self.pins, hook) {
             Ok(changed) => installed.changed |= changed,
             Err(error) => return Err(self.detach(&done, interfaces, error)),
-        }
-        for place in ORDER {
-            self.links.hold(place, &self.pins)?;
         }
         // Programs of another version would translate once more what ours have.
         for other in self.pins.others() {
@@ -205,8 +201,9 @@ impl Datapath {
     }
 
     /// Undoes what an [`attach`](Self::attach) did before it failed.
-    fn detach(&self, done: &[Place], interfaces: &Interfaces, failed: DatapathError) -> DatapathError {
+    fn detach(&mut self, done: &[Place], interfaces: &Interfaces, failed: DatapathError) -> DatapathError {
         for place in done {
+            self.links.release(*place);
             let _ = std::fs::remove_file(self.pins.link(place.name()));
             let _ = attach::detach_clsact(*place, interfaces);
         }

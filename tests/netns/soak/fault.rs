@@ -41,11 +41,7 @@ pub(super) const ALL: [Fault; 9] = [
     Fault { name: "program detached", takes: Takes::Connections, inflict: |target| target.detach() },
     Fault { name: "pin removed", takes: Takes::Nothing, inflict: |target| target.unpin() },
     Fault { name: "wrong and right edit", takes: Takes::Nothing, inflict: |target| target.edit_wrongly() },
-    Fault {
-        name: "status removed",
-        takes: Takes::Nothing,
-        inflict: |target| fs::remove_file(target.status).unwrap(),
-    },
+    Fault { name: "status removed", takes: Takes::Nothing, inflict: |target| fs::remove_file(target.status).unwrap() },
     Fault { name: "disk full at the status file", takes: Takes::Nothing, inflict: |target| target.fill_the_disk() },
     Fault { name: "table full", takes: Takes::NewFlows, inflict: |target| target.fill_the_table() },
 ];
@@ -56,7 +52,7 @@ impl Fault {
         let from = Instant::now();
         (self.inflict)(target);
         target.wait_until_whole(self.name);
-        windows.add(self.takes, from);
+        windows.add(self.name, self.takes, from);
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) enum Takes {
 /// When something could be lost: from before a fault until the router was whole again.
 #[derive(Debug)]
 struct Window {
+    fault: &'static str,
     takes: Takes,
     from: Instant,
     to: Instant,
@@ -39,13 +40,25 @@ struct Window {
 pub(super) struct Windows(Mutex<Vec<Window>>);
 
 impl Windows {
-    pub(super) fn add(&self, takes: Takes, from: Instant) {
-        let window = Window { takes, from, to: Instant::now() };
+    pub(super) fn add(&self, fault: &'static str, takes: Takes, from: Instant) {
+        let window = Window { fault, takes, from, to: Instant::now() };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(window);
     }
 
     pub(super) fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What was done before and after this time, for whoever has to find out what happened then.
+    fn around(&self, at: Instant) -> String {
+        let windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = |to: Instant| {
+            at.saturating_duration_since(to).as_secs_f64() - to.saturating_duration_since(at).as_secs_f64()
+        };
+        let tell =
+            |window: &Window| format!("{}: {:.3} to {:.3}", window.fault, seconds(window.from), seconds(window.to));
+        let near = windows.iter().filter(|window| seconds(window.from).abs() < 30.0).map(tell);
+        format!("seconds since faults began and ended: {}", near.collect::<Vec<_>>().join(", "))
     }
 
     /// Whether what happened between these times may have been taken by a fault.
@@ -83,7 +96,8 @@ impl Made {
     fn judge(all: &[Self], windows: &Windows, excused: &[Takes]) -> (u32, usize) {
         for Failed { from, to, error } in all.iter().flat_map(|made| &made.failed) {
             let taken = windows.explain(*from, *to, excused);
-            assert!(taken, "a connection failed that no fault took, after {:?}: {error}", *to - *from);
+            let around = windows.around(*to);
+            assert!(taken, "a connection failed that no fault took, after {:?}: {error}; {around}", *to - *from);
         }
         (all.iter().map(|made| made.all).sum(), all.iter().map(|made| made.failed.len()).sum())
     }
@@ -198,8 +212,7 @@ impl Streams {
     pub(super) fn finish(self, windows: &Windows) -> Ended {
         self.wait();
         self.stop.store(true, Ordering::Release);
-        let (_, broken) =
-            Made::judge(&self.tcp.map(|thread| thread.join().unwrap()), windows, &[Takes::Connections]);
+        let (_, broken) = Made::judge(&self.tcp.map(|thread| thread.join().unwrap()), windows, &[Takes::Connections]);
         let reports = self.udp.map(LiveUdp::report);
         for Report { lost, errors, .. } in &reports {
             let unexplained = |at: &Instant| !windows.explain(*at, *at, &[Takes::Packets, Takes::Connections]);

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use egress_lab::Family;
 use egress_lab::interrupt::Interrupt;
 use egress_lab::kernel_nat::Uplink;
 use egress_lab::processor::Core;
@@ -214,14 +215,24 @@ fn measure(bench: &mut Bench, parts: &Parts, wanted: &[Workload]) -> Result<()> 
                 let mut rigs = build_all(bench, workload.paths(), build(Uplink::Veth))?;
                 workload::udp_small::run(bench, &mut rigs, Uplink::Veth)
             })?,
-            Workload::Rules => bench.step("rules", |bench| workload::rules::run(bench, parts))?,
-            Workload::Flows => bench.step("flows", |bench| workload::flows::run(bench, parts))?,
+            Workload::Rules => {
+                for_families(bench, "rules", |bench, family| workload::rules::run(bench, parts, family))?
+            }
+            Workload::Flows => {
+                for_families(bench, "flows", |bench, family| workload::flows::run(bench, parts, family))?
+            }
             Workload::Swap => bench.step("swap", |bench| workload::swap::run(bench, parts))?,
             Workload::Api => bench.step("api", |bench| workload::api::run(bench, parts))?,
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Once for each family. In the quick form for the first one only.
+fn for_families(bench: &mut Bench, name: &str, run: impl Fn(&mut Bench, Family) -> Result<()>) -> Result<()> {
+    let families = if bench.quick { &Family::ALL[..1] } else { &Family::ALL };
+    families.iter().try_for_each(|family| bench.step(&format!("{name}, {family}"), |bench| run(bench, *family)))
 }
 
 fn run_shared(bench: &mut Bench, workload: Workload, rigs: &mut [Rig]) -> Result<()> {

@@ -179,18 +179,21 @@ fn plots(record: &Record) -> Vec<(String, String)> {
         ("rules-new", "New flows, as the rules grow", "ns/flow", "rules"),
         ("flows", "Packets of established flows, as the flows grow", "ns/packet", "live flows"),
     ] {
-        let lines = lines_of(record, workload);
-        if !lines.is_empty() {
-            plots.push((workload.to_owned(), svg::lines(title, unit, axis, &lines)));
+        for number in [4, 6] {
+            let lines = lines_of(record, workload, number);
+            if !lines.is_empty() {
+                let title = format!("IPv{number}: {title}");
+                plots.push((format!("{workload}-v{number}"), svg::lines(&title, unit, axis, &lines)));
+            }
         }
     }
     plots
 }
 
 /// For each path, the figures whose workload is `workload` with a number after it.
-fn lines_of(record: &Record, workload: &str) -> Vec<Line> {
+fn lines_of(record: &Record, workload: &str, family: u8) -> Vec<Line> {
     let mut lines = Vec::<Line>::new();
-    for (subject, summary) in record.figures() {
+    for (subject, summary) in record.figures().filter(|(subject, _)| subject.family == Some(family)) {
         let Some(label) = subject.workload.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else {
             continue;
         };

@@ -21,7 +21,7 @@ const RULES: u32 = 32;
 const SLICE: u32 = 1 << 16;
 
 /// Measures it.
-pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
+pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) -> Result<()> {
     let ours: &[u32] = if bench.quick { &[1000, 1_000_000] } else { &[1000, 100_000, 1_000_000] };
     let kernel: &[u32] = if bench.quick { &[1000] } else { &[1000, 100_000] };
     let wanted = ours.iter().map(|flows| (Path::Tc, *flows)).chain(kernel.iter().map(|flows| (Path::Nft, *flows)));
@@ -30,12 +30,14 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
         Rig::build(parts, *path, Uplink::Macvlan, &Rules::udp(9000, RULES), TABLE)
     })?;
     let mut rigs = wanted.iter().map(|(_, flows)| *flows).zip(rigs.iter_mut()).collect::<Vec<_>>();
-    bench.record.remark(
-        "flows: the kernel's table is as large as this machine allows (net.netfilter.nf_conntrack_max), too small for \
-         1,000,000",
-    );
+    if family == Family::V4 {
+        bench.record.remark(
+            "flows: the kernel's table is as large as this machine allows (net.netfilter.nf_conntrack_max), too small for \
+             1,000,000",
+        );
+    }
     for (flows, rig) in &mut rigs {
-        let traffic = rig.traffic(Family::V4, *flows)?;
+        let traffic = rig.traffic(family, *flows)?;
         let ports = PORTS.min(u16::try_from(*flows).unwrap_or(PORTS));
         rig.choose(&Traffic { first_port: 16_384, ports, clients: 16, rules: RULES, ..traffic })?;
         send_all(bench, rig, *flows, &mut Vec::new())?;
@@ -52,7 +54,7 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
         let costs = slices.iter().map(|slices| median(slices).unwrap_or(f64::NAN)).collect::<Vec<_>>();
         let floor = costs.last().copied().unwrap_or(f64::NAN);
         for ((flows, rig), cost) in rigs.iter().zip(&costs).filter(|((_, rig), _)| rig.path != Path::Floor) {
-            let subject = subject(&format!("{NAME}-{flows}"), rig.uplink, Some(Family::V4), rig.path, "ns/packet");
+            let subject = subject(&format!("{NAME}-{flows}"), rig.uplink, Some(family), rig.path, "ns/packet");
             bench.record.add(subject, cost - floor);
         }
         bench.progress.inc(1);

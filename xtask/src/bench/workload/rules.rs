@@ -25,7 +25,7 @@ const SLOW_SLICE: u32 = 64;
 const SLICES: usize = 5;
 
 /// Measures it.
-pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
+pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) -> Result<()> {
     let (ours, kernel): (&[u32], &[u32]) =
         if bench.quick { (&[1, 65_535], &[1, 1000]) } else { (&[1, 100, 10_000, 65_535], &[1, 100, 10_000]) };
     let wanted = ours.iter().map(|rules| (Path::Tc, *rules)).chain(kernel.iter().map(|rules| (Path::Nft, *rules)));
@@ -37,7 +37,7 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
     let slow = |rig: &Rig, rules: u32| rig.path == Path::Nft && rules > 1000;
 
     for (rules, rig) in &mut rigs {
-        let traffic = rig.traffic(Family::V4, FLOWS)?;
+        let traffic = rig.traffic(family, FLOWS)?;
         rig.choose(&Traffic { rules: *rules, scattered: true, ..traffic })?;
         // Each flow is opened here, in pieces that leave others some time.
         let piece = if slow(rig, *rules) { SLOW_SLICE } else { FLOWS };
@@ -47,10 +47,10 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
             bench.breathe();
         }
     }
-    measure(bench, &mut rigs, NAME, "ns/packet", |_, _| SLICE)?;
+    measure(bench, &mut rigs, family, (NAME, "ns/packet"), |_, _| SLICE)?;
 
     for (rules, rig) in &mut rigs {
-        let traffic = rig.traffic(Family::V4, FLOWS)?;
+        let traffic = rig.traffic(family, FLOWS)?;
         // None of the flows above, and so many that no port comes twice.
         let traffic = Traffic {
             rules: *rules,
@@ -63,14 +63,20 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts) -> Result<()> {
         };
         rig.choose(&traffic)?;
     }
-    measure(bench, &mut rigs, NEW, "ns/flow", |rig, rules| if slow(rig, rules) { SLOW_SLICE } else { NEW_SLICE })
+    measure(
+        bench,
+        &mut rigs,
+        family,
+        (NEW, "ns/flow"),
+        |rig, rules| if slow(rig, rules) { SLOW_SLICE } else { NEW_SLICE },
+    )
 }
 
 fn measure(
     bench: &mut Bench,
     rigs: &mut [(u32, &mut Rig)],
-    name: &str,
-    unit: &'static str,
+    family: Family,
+    (name, unit): (&str, &'static str),
     slice: impl Fn(&Rig, u32) -> u32,
 ) -> Result<()> {
     for _ in 0..bench.rounds {
@@ -85,7 +91,7 @@ fn measure(
         let costs = slices.iter().map(|slices| median(slices).unwrap_or(f64::NAN)).collect::<Vec<_>>();
         let floor = costs.last().copied().unwrap_or(f64::NAN);
         for ((rules, rig), cost) in rigs.iter().zip(&costs).filter(|((_, rig), _)| rig.path != Path::Floor) {
-            let subject = subject(&format!("{name}-{rules}"), rig.uplink, Some(Family::V4), rig.path, unit);
+            let subject = subject(&format!("{name}-{rules}"), rig.uplink, Some(family), rig.path, unit);
             bench.record.add(subject, cost - floor);
         }
         bench.progress.inc(1);
