@@ -83,6 +83,9 @@ fn manifest(server: Host) -> String {
     json!({
         "apiVersion": "network.operator.openshift.io/v1", "kind": "EgressRouter", "metadata": {"name": "r"},
         "spec": {
+            // What has defaults, too: with servers before 1.25 kubectl itself asks for what the schema requires.
+            "mode": "Redirect",
+            "networkInterface": {"macvlan": {"mode": "Bridge"}},
             "addresses": [
                 {"ip": format!("{}/24", SNAT.v4), "gateway": GATEWAY.v4},
                 {"ip": format!("{}/64", SNAT.v6), "gateway": GATEWAY.v6},
@@ -264,7 +267,9 @@ fn an_agent_of_a_real_cluster_does_what_kubectl_says() {
 
     // What it wrote is in the status, where the specification's writers cannot write.
     let forged = "{\"status\":{\"conditions\":[]}}";
-    kubectl.says(&["patch", "egressrouter", "r", "--type=merge", "-p", forged], "", "no change");
+    kubectl.says(&["patch", "egressrouter", "r", "--type=merge", "-p", forged], "", "patched");
+    let available = "jsonpath={.status.conditions[?(@.type==\"Available\")].status}";
+    kubectl.says(&["get", "egressrouter", "r", "-o", available], "", "True");
     let by = "jsonpath={.metadata.managedFields[?(@.manager==\"egress-router\")].operation}";
     kubectl.says(&["get", "egressrouter", "r", "--show-managed-fields", "-o", by], "", "Update");
 
