@@ -242,6 +242,29 @@ impl Cluster {
         cluster.kubectl.ok(&["create", "namespace", &namespace]);
         cluster
     }
+
+    /// kubectl as the agent, who may what docs/api.md says that he needs, and no more.
+    fn as_agent(&self) -> Kubectl {
+        let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+        let rules = [
+            rule("network.operator.openshift.io", "egressrouters", &["get", "list", "watch"]),
+            rule("network.operator.openshift.io", "egressrouters/status", &["patch"]),
+            rule("events.k8s.io", "events", &["create", "patch"]),
+        ];
+        let role = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "agent"}, "rules": rules,
+        });
+        self.kubectl.says(&["create", "-f", "-"], &role.to_string(), "created");
+        self.kubectl.ok(&["create", "serviceaccount", "agent"]);
+        let subject = format!("--serviceaccount={}:agent", self.kubectl.namespace());
+        self.kubectl.ok(&["create", "rolebinding", "agent", "--role=agent", &subject]);
+        let config = self.kubectl.ok(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"]);
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["users"][0]["user"] = json!({"token": self.kubectl.ok(&["create", "token", "agent"]).trim()});
+        let kubeconfig = self.kubectl.home().join("agent.kubeconfig");
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        Kubectl::of(&kubeconfig, self.kubectl.home(), self.kubectl.namespace())
+    }
 }
 
 impl Drop for Cluster {
@@ -261,9 +284,10 @@ const DEFINITION: &str = "egressrouters.network.operator.openshift.io";
 #[ignore = "needs a cluster: EGRESS_KUBECONFIG=FILE cargo xtask test api -- --ignored real_cluster"]
 fn an_agent_of_a_real_cluster_does_what_kubectl_says() {
     let (place, cluster) = (Place::new(), Cluster::new());
-    let kubectl = &cluster.kubectl;
-    let agent = Agent::start(&place, kubectl);
+    let (kubectl, by_agent) = (&cluster.kubectl, &cluster.as_agent());
+    let agent = Agent::start(&place, by_agent);
     does_what_kubectl_says(&place, kubectl);
+    by_agent.fails(&["patch", "egressrouter", "r", "--type=merge", "-p", "{}"], "", "cannot patch resource");
 
     // What it wrote is in the status, where the specification's writers cannot write.
     let forged = "{\"status\":{\"conditions\":[]}}";
@@ -278,7 +302,7 @@ fn an_agent_of_a_real_cluster_does_what_kubectl_says() {
     place.reaches(Some(SERVER_1));
     kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to(SERVER_2)], "", "patched");
     place.reaches(Some(SERVER_1));
-    let agent = Agent::start(&place, kubectl);
+    let agent = Agent::start(&place, by_agent);
     place.reaches(Some(SERVER_2));
     kubectl.says(&["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
     agent.terminate();
