@@ -15,13 +15,15 @@ use crate::server::Server;
 /// Time for anything that has to happen.
 const WITHIN: Duration = Duration::from_secs(20);
 
-async fn client(server: &Server) -> Client {
+/// A client of the administrator.
+pub(crate) async fn client(server: &Server) -> Client {
     let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     Client::try_from(config).unwrap()
 }
 
-fn resource() -> ApiResource {
+/// The resource, for objects of no type.
+pub(crate) fn resource() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("network.operator.openshift.io", "v1", "EgressRouter"))
 }
 

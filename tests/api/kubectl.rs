@@ -1,15 +1,18 @@
 //! The real kubectl, from the first look to the last delete.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::server::Server;
 
-/// kubectl with a server.
-pub(crate) struct Kubectl<'s> {
-    server: &'s Server,
+/// kubectl with an API.
+#[derive(Clone)]
+pub(crate) struct Kubectl {
     program: PathBuf,
+    kubeconfig: PathBuf,
+    home: PathBuf,
+    namespace: String,
     token: Option<&'static str>,
 }
 
@@ -24,17 +27,38 @@ pub(crate) struct Said {
     pub(crate) stderr: String,
 }
 
-impl<'s> Kubectl<'s> {
-    /// kubectl for a server.
-    pub(crate) fn new(server: &'s Server) -> Self {
+impl Kubectl {
+    /// kubectl for a server's administrator.
+    pub(crate) fn new(server: &Server) -> Self {
+        Self::of(&server.kubeconfig(), server.directory(), "conf")
+    }
+
+    /// kubectl for whom a kubeconfig is of, in a namespace. What it keeps is kept in a directory.
+    pub(crate) fn of(kubeconfig: &Path, home: &Path, namespace: &str) -> Self {
         // `cargo xtask test api` installs one where there is none, and says where.
         let program = std::env::var_os("EGRESS_KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from);
-        Self { server, program, token: None }
+        let (kubeconfig, home, namespace) = (kubeconfig.to_owned(), home.to_owned(), namespace.to_owned());
+        Self { program, kubeconfig, home, namespace, token: None }
     }
 
     /// The same as somebody else.
     pub(crate) fn with_token(&self, token: &'static str) -> Self {
-        Self { server: self.server, program: self.program.clone(), token: Some(token) }
+        Self { token: Some(token), ..self.clone() }
+    }
+
+    /// The kubeconfig that it uses.
+    pub(crate) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// A directory that goes with the test.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The namespace that it asks for.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// A command, ready to be started.
@@ -42,10 +66,10 @@ impl<'s> Kubectl<'s> {
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
-            .args(["--namespace", "conf"])
+            .args(["--namespace", &self.namespace])
             .args(self.token.map(|token| format!("--token={token}")))
-            .env("KUBECONFIG", self.server.kubeconfig())
-            .env("HOME", self.server.directory())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", &self.home)
             .env("KUBECTL_KYAML", "false")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -188,7 +212,7 @@ fn changed_in_every_way() {
     let json = "[{\"op\":\"remove\",\"path\":\"/spec/redirect/fallbackIP\"}]";
     kubectl.says(&["patch", "egressrouter", "a", "--type=json", "-p", json], "", "patched");
     kubectl.fails(&["patch", "egressrouter", "a", "-p", merge], "", "strategic-merge-patch+json is not supported");
-    let edited = kubectl.server.directory().join("editor.sh");
+    let edited = server.directory().join("editor.sh");
     std::fs::write(&edited, "#!/bin/sh\nsed -i s/203.0.113.26/203.0.113.99/ \"$1\"\n").unwrap();
     Command::new("chmod").arg("+x").arg(&edited).status().unwrap();
     let mut edit = kubectl.command(&["edit", "egressrouter", "a"]);

@@ -14,6 +14,7 @@ mod history;
 mod hostile;
 mod kube_rs;
 mod kubectl;
+mod overload;
 mod placeholders;
 mod routers;
 mod server;

@@ -1,11 +1,11 @@
-//! Routers that an API describes: packets go where kubectl says, and the conditions say how that went.
+//! Routers that an API describes: packets of both families go where kubectl says, and the conditions say how that went.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::address::{GATEWAY, Host, ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::endpoint::any_port;
 use egress_lab::router::binary;
 use egress_lab::udp::{self, UdpServer};
@@ -13,23 +13,35 @@ use egress_lab::wait::wait_for;
 use egress_lab::{Family, Lab, Options, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
+use tempfile::TempDir;
 
 use crate::kubectl::Kubectl;
 use crate::server::Server;
 
 const WITHIN: Duration = Duration::from_secs(60);
+/// The port of the router and of the servers.
+const PORT: u16 = 7000;
 
-/// A lab whose router's pins go when it does.
+/// A lab with its servers, whose router's pins go when it does.
 struct Place {
     lab: Lab,
     bpffs: PathBuf,
+    _servers: Vec<UdpServer>,
 }
 
 impl Place {
     fn new() -> Self {
         let lab = Lab::build(&Options::default()).unwrap();
         let bpffs = PathBuf::from("/sys/fs/bpf").join(lab.router.name());
-        Self { lab, bpffs }
+        let hosts = [SERVER_1, SERVER_2].into_iter();
+        let addresses = hosts.flat_map(|host| host.both().map(|ip| (host, SocketAddr::new(ip, PORT))));
+        let start = |(host, address)| {
+            let start = || UdpServer::start(lab.server(host).unwrap(), address).ok();
+            wait_for("the port to be free", WITHIN, start).unwrap()
+        };
+        let servers = addresses.map(start).collect();
+        Self { lab, bpffs, _servers: servers }
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -37,20 +49,23 @@ impl Place {
         ["--master-netns", self.lab.node.name(), "--bpffs", &bpffs].map(str::to_owned).to_vec()
     }
 
-    /// Whom the server of a datagram to the router saw; none if nothing came back.
-    fn server_of_a_datagram(&self) -> Option<SocketAddr> {
-        let to = SocketAddr::new(ROUTER.ip(Family::V4), 7000);
-        let from = any_port(client(0).ip(Family::V4));
+    /// Which server a datagram to the router reached; none if nothing came back.
+    fn server_of_a_datagram(&self, family: Family) -> Option<IpAddr> {
+        let to = SocketAddr::new(ROUTER.ip(family), PORT);
+        let from = any_port(client(0).ip(family));
         let attempt = udp::exchange(&self.lab.client, from, to, b"hello", Duration::from_millis(500));
         let seen = attempt.result.ok()?;
-        assert_eq!(seen.source.ip(), SNAT.ip(Family::V4));
-        Some(seen.server)
+        assert_eq!(seen.source.ip(), SNAT.ip(family));
+        Some(seen.server.ip())
     }
 
-    /// Waits until datagrams reach a server.
-    fn reaches(&self, server: SocketAddr) {
-        let what = format!("datagrams to reach {server}");
-        wait_until(&what, WITHIN, || self.server_of_a_datagram() == Some(server)).unwrap();
+    /// Waits until datagrams of each family reach a server, or none.
+    fn reaches(&self, server: Option<Host>) {
+        for family in Family::ALL {
+            let wanted = server.map(|host| host.ip(family));
+            let what = format!("{family} datagrams to reach {wanted:?}");
+            wait_until(&what, WITHIN, || self.server_of_a_datagram(family) == wanted).unwrap();
+        }
     }
 }
 
@@ -62,53 +77,54 @@ impl Drop for Place {
     }
 }
 
-fn servers(lab: &Lab) -> [UdpServer; 2] {
-    [SERVER_1, SERVER_2].map(|host| {
-        let address = SocketAddr::new(host.ip(Family::V4), 7000);
-        wait_for("the port to be free", WITHIN, || UdpServer::start(lab.server(host).unwrap(), address).ok()).unwrap()
+/// A router of both families whose rules lead to a server.
+fn manifest(server: Host) -> String {
+    let rules = server.both().map(|ip| json!({"port": PORT, "protocol": "UDP", "destinationIP": ip}));
+    json!({
+        "apiVersion": "network.operator.openshift.io/v1", "kind": "EgressRouter", "metadata": {"name": "r"},
+        "spec": {
+            // What has defaults, too: with servers before 1.25 kubectl itself asks for what the schema requires.
+            "mode": "Redirect",
+            "networkInterface": {"macvlan": {"mode": "Bridge"}},
+            "addresses": [
+                {"ip": format!("{}/24", SNAT.v4), "gateway": GATEWAY.v4},
+                {"ip": format!("{}/64", SNAT.v6), "gateway": GATEWAY.v6},
+            ],
+            "redirect": {"redirectRules": rules},
+        },
     })
+    .to_string()
 }
 
-fn manifest() -> String {
-    format!(
-        "apiVersion: network.operator.openshift.io/v1\nkind: EgressRouter\nmetadata:\n  name: r\nspec:\n  addresses:\n  - ip: \
-         {}/24\n    gateway: 192.168.12.1\n  redirect:\n    redirectRules:\n    - port: 7000\n      protocol: UDP\n      \
-         destinationIP: {}\n",
-        SNAT.v4, SERVER_1.v4
-    )
+/// The JSON patch that makes the rules lead to a server.
+fn to(server: Host) -> String {
+    let rules = server.both().into_iter().enumerate();
+    let replace = |(index, ip): (usize, IpAddr)| {
+        let path = format!("/spec/redirect/redirectRules/{index}/destinationIP");
+        json!({"op": "replace", "path": path, "value": ip})
+    };
+    rules.map(replace).collect::<serde_json::Value>().to_string()
 }
 
-fn to_server_2() -> String {
-    format!(
-        "[{{\"op\":\"replace\",\"path\":\"/spec/redirect/redirectRules/0/destinationIP\",\"value\":\"{}\"}}]",
-        SERVER_2.v4
-    )
-}
-
-#[test]
-fn a_served_router_does_what_kubectl_says() {
-    let place = Place::new();
-    let servers = servers(&place.lab);
-    let run = format!("conf/r={}", place.lab.router.name());
-    let mut arguments = vec!["--run".to_owned(), run, "--on-exit".to_owned(), "remove".to_owned()];
-    arguments.extend(place.arguments());
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let server = Server::start(&arguments);
-    let kubectl = Kubectl::new(&server);
-
-    kubectl.says(&["apply", "-f", "-"], &manifest(), "created");
-    kubectl.says(&["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
-    place.reaches(servers[0].address());
+/// A specification's life, as who writes it sees it by kubectl, and as clients see it by their packets.
+fn does_what_kubectl_says(place: &Place, kubectl: &Kubectl) {
+    let turned = |condition: &str| {
+        let condition = format!("--for=condition={condition}");
+        kubectl.says(&["wait", &condition, "egressrouter/r", "--timeout=60s"], "", "condition met");
+    };
+    kubectl.says(&["apply", "-f", "-"], &manifest(SERVER_1), "created");
+    turned("Available");
+    place.reaches(Some(SERVER_1));
     kubectl.says(&["get", "egressrouters"], "", "Available   True");
 
-    kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to_server_2()], "", "patched");
-    place.reaches(servers[1].address());
+    kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to(SERVER_2)], "", "patched");
+    place.reaches(Some(SERVER_2));
 
     // What cannot work is said, and what worked goes on.
     let unusable = "{\"spec\":{\"addresses\":[{\"ip\":\"192.168.12.99\"}]}}";
     kubectl.says(&["patch", "egressrouter", "r", "--type=merge", "-p", unusable], "", "patched");
-    kubectl.says(&["wait", "--for=condition=Degraded", "egressrouter/r", "--timeout=60s"], "", "condition met");
-    place.reaches(servers[1].address());
+    turned("Degraded");
+    place.reaches(Some(SERVER_2));
     // And in the events, beside what was before.
     let described = |wanted: &str| {
         let what = format!("kubectl describe to say {wanted:?}");
@@ -116,30 +132,41 @@ fn a_served_router_does_what_kubectl_says() {
     };
     described("Degraded is True: ");
     described("Available is True: ");
-    kubectl.says(&["apply", "-f", "-"], &manifest(), "configured");
-    kubectl.says(&["wait", "--for=condition=Degraded=False", "egressrouter/r", "--timeout=60s"], "", "condition met");
-    place.reaches(servers[0].address());
+    kubectl.says(&["apply", "-f", "-"], &manifest(SERVER_1), "configured");
+    turned("Degraded=False");
+    place.reaches(Some(SERVER_1));
 
     kubectl.says(&["delete", "egressrouter", "r"], "", "deleted");
-    wait_until("the router to be gone", WITHIN, || place.server_of_a_datagram().is_none()).unwrap();
-    kubectl.says(&["apply", "-f", "-"], &manifest(), "created");
-    kubectl.says(&["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
-    place.reaches(servers[0].address());
+    place.reaches(None);
+    kubectl.says(&["apply", "-f", "-"], &manifest(SERVER_1), "created");
+    turned("Available");
+    place.reaches(Some(SERVER_1));
 }
 
-/// `egress-router run --api`. Dropping it ends it.
+#[test]
+fn a_served_router_does_what_kubectl_says() {
+    let place = Place::new();
+    let run = format!("conf/r={}", place.lab.router.name());
+    let mut arguments = vec!["--run".to_owned(), run, "--on-exit".to_owned(), "remove".to_owned()];
+    arguments.extend(place.arguments());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let server = Server::start(&arguments);
+    does_what_kubectl_says(&place, &Kubectl::new(&server));
+}
+
+/// `egress-router run --api` for the router `r` of kubectl's API. Dropping it kills it.
 struct Agent(Child);
 
 impl Agent {
-    fn start(place: &Place, server: &Server) -> Self {
-        let mirror = server.directory().join("mirror");
+    fn start(place: &Place, kubectl: &Kubectl) -> Self {
+        let router = format!("{}/r", kubectl.namespace());
         let mut command = Command::new(binary().unwrap());
         command
-            .args(["run", "--router", "conf/r", "--netns", place.lab.router.name(), "--log-level", "warn"])
+            .args(["run", "--router", &router, "--netns", place.lab.router.name(), "--log-level", "warn"])
             .arg("--api")
-            .arg(server.kubeconfig())
+            .arg(kubectl.kubeconfig())
             .arg("--mirror")
-            .arg(mirror)
+            .arg(kubectl.home().join("mirror"))
             .args(place.arguments())
             .stdout(Stdio::null());
         Self(command.spawn().unwrap())
@@ -161,31 +188,122 @@ impl Drop for Agent {
 #[test]
 fn an_agent_survives_its_api() {
     let place = Place::new();
-    let servers = servers(&place.lab);
     let mut server = Server::start(&["--history", "1"]);
-    let kubectl = |server: &Server, arguments: &[&str], stdin: &str, wanted: &str| {
-        Kubectl::new(server).says(arguments, stdin, wanted);
-    };
-    let agent = Agent::start(&place, &server);
-    kubectl(&server, &["apply", "-f", "-"], &manifest(), "created");
-    place.reaches(servers[0].address());
-    kubectl(&server, &["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
+    let kubectl = Kubectl::new(&server);
+    let agent = Agent::start(&place, &kubectl);
+    kubectl.says(&["apply", "-f", "-"], &manifest(SERVER_1), "created");
+    place.reaches(Some(SERVER_1));
+    kubectl.says(&["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
 
     // The API goes away: packets go on, also through a new agent.
     server.kill();
-    place.reaches(servers[0].address());
+    place.reaches(Some(SERVER_1));
     agent.terminate();
-    let agent = Agent::start(&place, &server);
-    place.reaches(servers[0].address());
+    let agent = Agent::start(&place, &kubectl);
+    place.reaches(Some(SERVER_1));
 
     // It comes back, has forgotten the history that the agent knows of, and is followed again.
     server.launch();
     for index in 0..3 {
         let label = format!("x={index}");
-        kubectl(&server, &["label", "egressrouter", "r", "--overwrite", &label], "", "labeled");
+        kubectl.says(&["label", "egressrouter", "r", "--overwrite", &label], "", "labeled");
         std::thread::sleep(Duration::from_millis(700));
     }
-    kubectl(&server, &["patch", "egressrouter", "r", "--type=json", "-p", &to_server_2()], "", "patched");
-    place.reaches(servers[1].address());
+    kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to(SERVER_2)], "", "patched");
+    place.reaches(Some(SERVER_2));
+    agent.terminate();
+}
+
+/// A namespace of a cluster that somebody else runs. What was made there goes when it does.
+struct Cluster {
+    kubectl: Kubectl,
+    /// Whether the definition is ours to take away.
+    defined: bool,
+    _home: TempDir,
+}
+
+impl Cluster {
+    /// The cluster of `EGRESS_KUBECONFIG`, which learns of the object if it does not know it.
+    fn new() -> Self {
+        let kubeconfig = std::env::var_os("EGRESS_KUBECONFIG").map(PathBuf::from);
+        let kubeconfig = kubeconfig.expect("EGRESS_KUBECONFIG names the kubeconfig of a cluster's administrator");
+        let home = tempfile::Builder::new().prefix("egress-api").tempdir().unwrap();
+        let namespace = format!("egress-test-{}", std::process::id());
+        let kubectl = Kubectl::of(&kubeconfig, home.path(), &namespace);
+        let defined = !kubectl.run(&["get", "crd", DEFINITION], "").ok;
+        let cluster = Self { kubectl, defined, _home: home };
+        if defined {
+            let definition = Command::new(binary().unwrap()).arg("crd").output().unwrap();
+            let definition = String::from_utf8(definition.stdout).unwrap();
+            cluster.kubectl.says(&["apply", "-f", "-"], &definition, "created");
+            let established = ["wait", "--for=condition=Established", "--timeout=60s"];
+            cluster.kubectl.ok(&[&established[..], &["crd", DEFINITION]].concat());
+        }
+        cluster.kubectl.ok(&["create", "namespace", &namespace]);
+        cluster
+    }
+
+    /// kubectl as the agent, who may what docs/api.md says that he needs, and no more.
+    fn as_agent(&self) -> Kubectl {
+        let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+        let rules = [
+            rule("network.operator.openshift.io", "egressrouters", &["get", "list", "watch"]),
+            rule("network.operator.openshift.io", "egressrouters/status", &["patch"]),
+            rule("events.k8s.io", "events", &["create", "patch"]),
+        ];
+        let role = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "agent"}, "rules": rules,
+        });
+        self.kubectl.says(&["create", "-f", "-"], &role.to_string(), "created");
+        self.kubectl.ok(&["create", "serviceaccount", "agent"]);
+        let subject = format!("--serviceaccount={}:agent", self.kubectl.namespace());
+        self.kubectl.ok(&["create", "rolebinding", "agent", "--role=agent", &subject]);
+        let config = self.kubectl.ok(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"]);
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["users"][0]["user"] = json!({"token": self.kubectl.ok(&["create", "token", "agent"]).trim()});
+        let kubeconfig = self.kubectl.home().join("agent.kubeconfig");
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        Kubectl::of(&kubeconfig, self.kubectl.home(), self.kubectl.namespace())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kubectl.run(&["delete", "egressrouters", "--all", "--wait=false"], "");
+        self.kubectl.run(&["delete", "namespace", self.kubectl.namespace(), "--wait=false"], "");
+        if self.defined {
+            self.kubectl.run(&["delete", "crd", DEFINITION, "--wait=false"], "");
+        }
+    }
+}
+
+const DEFINITION: &str = "egressrouters.network.operator.openshift.io";
+
+/// A cluster's own API server is followed as ours is: by an agent that is killed, too.
+#[test]
+#[ignore = "needs a cluster: EGRESS_KUBECONFIG=FILE cargo xtask test api -- --ignored real_cluster"]
+fn an_agent_of_a_real_cluster_does_what_kubectl_says() {
+    let (place, cluster) = (Place::new(), Cluster::new());
+    let (kubectl, by_agent) = (&cluster.kubectl, &cluster.as_agent());
+    let agent = Agent::start(&place, by_agent);
+    does_what_kubectl_says(&place, kubectl);
+    by_agent.fails(&["patch", "egressrouter", "r", "--type=merge", "-p", "{}"], "", "cannot patch resource");
+
+    // What it wrote is in the status, where the specification's writers cannot write.
+    let forged = "{\"status\":{\"conditions\":[]}}";
+    kubectl.says(&["patch", "egressrouter", "r", "--type=merge", "-p", forged], "", "patched");
+    let available = "jsonpath={.status.conditions[?(@.type==\"Available\")].status}";
+    kubectl.says(&["get", "egressrouter", "r", "-o", available], "", "True");
+    let by = "jsonpath={.metadata.managedFields[?(@.manager==\"egress-router\")].operation}";
+    kubectl.says(&["get", "egressrouter", "r", "--show-managed-fields", "-o", by], "", "Update");
+
+    // Killed: packets go on. Started again, it takes up what was said meanwhile.
+    drop(agent);
+    place.reaches(Some(SERVER_1));
+    kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to(SERVER_2)], "", "patched");
+    place.reaches(Some(SERVER_1));
+    let agent = Agent::start(&place, by_agent);
+    place.reaches(Some(SERVER_2));
+    kubectl.says(&["wait", "--for=condition=Available", "egressrouter/r", "--timeout=60s"], "", "condition met");
     agent.terminate();
 }

@@ -13,7 +13,7 @@ fn who_may_what() {
     let viewer = admin.with_token("viewer-token");
     viewer.says(&["auth", "can-i", "list", "egressrouters"], "", "yes");
     viewer.says(&["auth", "can-i", "get", "events"], "", "yes");
-    let no = |kubectl: &Kubectl<'_>, arguments: &[&str]| {
+    let no = |kubectl: &Kubectl, arguments: &[&str]| {
         let said = kubectl.run(&[&["auth", "can-i"], arguments].concat(), "");
         assert!(!said.ok && said.stdout.contains("no"), "{arguments:?}: {said:?}");
     };
@@ -47,7 +47,7 @@ fn where_it_is_and_what_it_has() {
 }
 
 /// The managers of router `a`, with their operations.
-fn managers(kubectl: &Kubectl<'_>) -> String {
+fn managers(kubectl: &Kubectl) -> String {
     let path = "jsonpath={range .metadata.managedFields[*]}{.manager}={.operation} {end}";
     kubectl.ok(&["get", "egressrouter", "a", "--show-managed-fields", "-o", path])
 }

@@ -39,7 +39,12 @@ pub struct Request {
 impl Request {
     /// A request of the one whose token is `admin-token`; a body is JSON, and that of a PATCH is merged.
     pub fn new(method: &str, target: &str, body: Option<&str>) -> Self {
-        let mut headers = vec![("Authorization".to_owned(), "Bearer admin-token".to_owned())];
+        Self::by("admin-token", method, target, body)
+    }
+
+    /// The same of the one whose token is `token`.
+    pub fn by(token: &str, method: &str, target: &str, body: Option<&str>) -> Self {
+        let mut headers = vec![("Authorization".to_owned(), format!("Bearer {token}"))];
         if body.is_some() {
             let ty = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
             headers.push(("Content-Type".to_owned(), ty.to_owned()));

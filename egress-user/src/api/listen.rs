@@ -25,10 +25,6 @@ use super::write::Namespaces;
 
 /// Connections at a time.
 const CONNECTIONS: usize = 8192;
-/// Requests at a time, watches apart.
-const IN_FLIGHT: usize = 400;
-/// Watches at a time.
-const WATCHES: usize = 16_384;
 /// How long the start of a connection, or the head of a request, may take. An idle connection ends then too.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// Bytes of the head of a request.
@@ -49,6 +45,10 @@ pub struct Options {
     pub anonymous: bool,
     /// The namespaces that exist; every one, if none is named.
     pub namespaces: Vec<String>,
+    /// Requests at a time, watches apart; as many writes wait for the disk.
+    pub max_requests: usize,
+    /// Watches at a time.
+    pub max_watches: usize,
 }
 
 /// A server that has its place, and does not answer yet.
@@ -82,7 +82,8 @@ impl Listening {
     /// # Errors
     /// When either cannot be had.
     pub async fn new(address: SocketAddr, options: Options) -> Result<Self, ListenError> {
-        let open = |file: &str| Store::open(&options.data.join(file), options.history).map(Arc::new);
+        let open =
+            |file: &str| Store::open(&options.data.join(file), options.history, options.max_requests).map(Arc::new);
         let (store, events) = (open("egressrouters.redb")?, open("events.redb")?);
         let failed = |source| ListenError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -98,8 +99,8 @@ impl Listening {
             anonymous: options.anonymous,
             namespaces,
             address: address.to_string(),
-            in_flight: Semaphore::new(IN_FLIGHT),
-            watches: Arc::new(Semaphore::new(WATCHES)),
+            in_flight: Semaphore::new(options.max_requests),
+            watches: Arc::new(Semaphore::new(options.max_watches)),
             metrics: Metrics::default(),
         };
         Ok(Self { listener, server: Arc::new(server), address })

@@ -1,7 +1,7 @@
 //! The EgressRouter API on one machine: the endpoints that kube-apiserver serves for the custom resource, with the same
 //! answers, on a store of its own.
 //!
-//! The way of a request: [`listen`] (TLS, limits) → `server` (who may, which endpoint) → for reads `list`, `watch`;
+//! The way of a request: [`listen`] (TLS, limits) → `server` (who may, which endpoint), `call` (the body) → for reads `list`, `watch`;
 //! for writes `object` (read, prune, default, check), `patch`, `managed` on `typed` (field ownership), `write`, `apply`,
 //! `replace`, `delete` → `store` → `form` and `answer` (tables, metadata, JSON, YAML). What is listed and watched besides
 //! routers is in `resource`: `events`, and namespaces, which are not stored.
@@ -15,6 +15,7 @@
 mod answer;
 mod apply;
 mod auth;
+mod call;
 mod crd;
 mod delete;
 mod discovery;

@@ -226,6 +226,10 @@ pub(super) fn body_type(header: Option<&str>) -> Result<BodyType, Refusal> {
         "" if header.is_empty() => Ok(BodyType::Json),
         "application/json" => Ok(BodyType::Json),
         "application/yaml" => Ok(BodyType::Yaml),
+        // The original says that it takes it, and then finds no custom resource in it.
+        "application/vnd.kubernetes.protobuf" => {
+            Err(Refusal::unsupported_media_type("application/json, application/yaml"))
+        }
         _ => Err(Refusal::unsupported_media_type(BODIES)),
     }
 }
@@ -242,5 +246,18 @@ pub(super) fn patch_type(header: Option<&str>) -> Result<PatchType, Refusal> {
         _ => Err(Refusal::unsupported_media_type(
             "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_in_protobuf_is_not_said_to_be_taken() {
+        let refused = body_type(Some("application/vnd.kubernetes.protobuf")).unwrap_err();
+        assert_eq!(refused.code, 415);
+        assert!(refused.message.ends_with("include: application/json, application/yaml"), "{}", refused.message);
+        assert_eq!(body_type(Some("application/yaml; charset=utf-8")).unwrap(), BodyType::Yaml);
     }
 }

@@ -3,18 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, Response};
-use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::answer::{Asked, warn};
 use super::auth::{Tokens, authorize};
+use super::call::{Call, Given};
 use super::delete::{self, Deleted};
 use super::events::keep::{Events, KEEPING};
 use super::form::{self, Include, ListMeta};
@@ -22,19 +21,14 @@ use super::list::{self, ListOptions};
 use super::managed::Endpoint;
 use super::metrics::Metrics;
 use super::negotiate::{self, Accepted, Encoding, Form, Offer, PatchType};
-use super::options::{self, Verb, WriteOptions};
+use super::options::{self, Verb};
 use super::resource::Resource;
 use super::route::{Objects, Query, Target};
 use super::status::{self, Refusal};
 use super::store::{Key, Store, Stored};
 use super::watch::Watch;
 use super::write::{self, Namespaces, Place, Written};
-use super::{discovery, meta, object, review};
-
-/// Bytes of a body.
-const MAX_BODY: usize = 3 * 1024 * 1024;
-/// How long a body may take to arrive.
-const BODY_WITHIN: Duration = Duration::from_secs(60);
+use super::{discovery, meta, review};
 
 /// One server.
 #[derive(Debug)]
@@ -59,50 +53,6 @@ pub(super) struct Server {
     pub(super) metrics: Metrics,
 }
 
-/// A request, taken apart.
-struct Call {
-    asked: Asked,
-    body: Option<Body>,
-}
-
-impl Call {
-    async fn read_body(&mut self) -> Result<Bytes, Refusal> {
-        let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
-        let read = tokio::time::timeout(BODY_WITHIN, Limited::new(body, MAX_BODY).collect()).await;
-        match read {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(Refusal::too_large(&format!("limit is {MAX_BODY}")))
-            }
-            Ok(Err(error)) => Err(Refusal::bad_request(format!("read the body: {error}"))),
-            Err(_) => Err(Refusal::bad_request("the body did not arrive in time")),
-        }
-    }
-
-    fn content_type(&self) -> Option<&str> {
-        self.asked.header(&CONTENT_TYPE)
-    }
-}
-
-/// An object that a request gives, and how it is to be taken.
-struct Given {
-    accepted: Accepted,
-    options: WriteOptions,
-    object: Value,
-    warnings: Vec<String>,
-}
-
-impl Given {
-    async fn read(call: &mut Call, verb: Verb) -> Result<Self, Refusal> {
-        let accepted = call.asked.accepted(Offer::Objects)?;
-        let ty = negotiate::body_type(call.content_type())?;
-        let body = call.read_body().await?;
-        let options = options::of_write(&call.asked.query, call.asked.agent(), verb)?;
-        let (object, warnings) = object::read(&body, ty, options.validation)?;
-        Ok(Self { accepted, options, object, warnings })
-    }
-}
-
 /// Answers a request.
 pub(super) async fn serve(State(server): State<Arc<Server>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
@@ -114,7 +64,13 @@ pub(super) async fn serve(State(server): State<Arc<Server>>, request: Request) -
     let mut call = Call { asked, body: Some(body) };
     let mut warnings = Vec::new();
     let answered = server.answer(&mut call, &target, verb, &mut warnings).await;
-    let mut response = answered.unwrap_or_else(|refusal| call.asked.refuse(&refusal));
+    let mut response = match answered {
+        Ok(response) => response,
+        Err(refusal) => {
+            call.discard_body().await;
+            call.asked.refuse(&refusal)
+        }
+    };
     warn(&mut response, &warnings);
     server.metrics.count(if verb.is_empty() { "other" } else { verb }, response.status().as_u16());
     response

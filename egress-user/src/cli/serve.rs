@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -80,6 +81,17 @@ pub struct Serve {
     /// How long changes are remembered, for watches and pages that go on where they were.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub history: u64,
+
+    /// Requests at a time, and writes that wait for the disk. More get 429, and are to try again after a second. Health,
+    /// metrics and discovery are always answered.
+    #[arg(long, value_name = "COUNT", default_value_t = 400, help_heading = "Limits",
+        value_parser = limit())]
+    pub max_requests_inflight: usize,
+
+    /// Watches at a time, which do not count as requests. More get 429.
+    #[arg(long, value_name = "COUNT", default_value_t = 16_384, help_heading = "Limits",
+        value_parser = limit())]
+    pub max_watches: usize,
 }
 
 /// Arguments of `crd`.
@@ -94,6 +106,11 @@ pub struct Crd {
 pub(super) fn crd(args: &Crd) -> anyhow::Result<ExitCode> {
     output::value(&api::definition(), args.output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many there may be of something at a time. What is let in has to fit into memory.
+fn limit() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=65_536)
 }
 
 /// A router and the namespace that it is in.
@@ -181,6 +198,8 @@ async fn prepare(args: &Serve) -> anyhow::Result<Serving> {
         tokens,
         anonymous: args.anonymous,
         namespaces: args.namespaces.clone(),
+        max_requests: args.max_requests_inflight,
+        max_watches: args.max_watches,
     };
     let server = Listening::new(args.listen, options).await?;
     let address = server.address();

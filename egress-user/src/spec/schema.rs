@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::transform::{Transform, transform_subschemas};
 use schemars::{Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::EgressRouter;
 
@@ -15,7 +15,12 @@ pub fn open_api_schema() -> Value {
     for key in ["$schema", "title", "components"] {
         schema.remove(key);
     }
-    schema.to_value()
+    let mut schema = schema.to_value();
+    // API servers describe metadata themselves, and refuse a definition that says more than that it is there.
+    if let Some(metadata) = schema.pointer_mut("/properties/metadata") {
+        *metadata = json!({"type": "object"});
+    }
+    schema
 }
 
 /// A host's address of either family.
@@ -103,5 +108,6 @@ mod tests {
         let schema = open_api_schema();
         let described = schema.pointer("/properties/spec/properties/redirect/properties/fallbackIP/description");
         assert_eq!(described, Some(&"Destination of everything else.".into()));
+        assert_eq!(schema.pointer("/properties/metadata"), Some(&json!({"type": "object"})));
     }
 }

@@ -23,11 +23,11 @@ pub const KIND: &str = "EgressRouter";
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("required" = ["spec"]))]
 pub struct EgressRouter {
-    /// Always [`API_VERSION`].
+    /// Always `network.operator.openshift.io/v1`.
     #[serde(default)]
     #[schemars(with = "String", skip_serializing_if = "schema::always")]
     pub api_version: ApiVersion,
-    /// Always [`KIND`].
+    /// Always `EgressRouter`.
     #[serde(default)]
     #[schemars(with = "String", skip_serializing_if = "schema::always")]
     pub kind: Kind,

@@ -54,6 +54,10 @@ pub(crate) struct Args {
     /// Another egress-router, such as one of before a change, whose API is measured beside this one's
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
+    /// A kubeconfig, with a token, of a kube-apiserver that is measured beside this one's API; everything made there is
+    /// in a namespace of its own, and goes at the end
+    #[arg(long, value_name = "KUBECONFIG")]
+    api_peer: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -171,7 +175,8 @@ pub(crate) fn bench(args: &Args) -> Result<ExitCode> {
     };
     let wanted = Workload::value_variants().iter().copied();
     let wanted = wanted.filter(|workload| args.only.is_empty() || args.only.contains(workload)).collect::<Vec<_>>();
-    let done = measure(&mut bench, &Parts { binary, object, beside: args.beside.clone() }, &wanted);
+    let parts = Parts { binary, object, beside: args.beside.clone(), api_peer: args.api_peer.clone() };
+    let done = measure(&mut bench, &parts, &wanted);
     bench.progress.finish_and_clear();
     let repeated = rig::repeated();
     if repeated > 0 {

@@ -172,6 +172,8 @@ pub(super) struct Parts {
     pub(super) object: PathBuf,
     /// Another `egress-router` to measure beside.
     pub(super) beside: Option<PathBuf>,
+    /// The kubeconfig of a kube-apiserver to measure beside.
+    pub(super) api_peer: Option<PathBuf>,
 }
 
 /// One way through, ready for packets.

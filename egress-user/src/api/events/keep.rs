@@ -308,7 +308,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Arc<Store>) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("events.redb"), Duration::from_secs(300)).unwrap();
+        let store = Store::open(&directory.path().join("events.redb"), Duration::from_secs(300), 64).unwrap();
         (directory, Arc::new(store))
     }
 

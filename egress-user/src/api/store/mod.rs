@@ -21,8 +21,6 @@ use tokio::sync::{oneshot, watch};
 use self::disk::{Writer, load};
 use super::{json, meta};
 
-/// Writes that may wait; more are turned away.
-const QUEUE: usize = 4096;
 /// Changes that are kept at most, however young they are.
 const MAX_CHANGES: usize = 100_000;
 /// Bytes of objects that changes are kept for at most: an object that is large is not kept a hundred thousand times.
@@ -60,6 +58,15 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// There is no thread that would write.
+    #[error("start the thread that writes {}", .path.display())]
+    Writer {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Why a write was not done.
@@ -69,7 +76,7 @@ pub(super) enum WriteError {
     Stale,
     /// The object is too large.
     TooLarge,
-    /// More writes wait than can be served.
+    /// As many writes wait as may. Those of clients that went away meanwhile are among them.
     Busy,
     /// The disk refused.
     Disk(String),
@@ -308,21 +315,23 @@ struct Job {
 }
 
 impl Store {
-    /// Opens the store in a file, or makes a new one there. Changes are kept for `window`.
+    /// Opens the store in a file, or makes a new one there. Changes are kept for `window`; `waiting` writes may wait.
     ///
     /// # Errors
     /// When the disk refuses, another process has it open, or it is damaged.
-    pub(super) fn open(file: &Path, window: Duration) -> Result<Self, StoreError> {
+    pub(super) fn open(file: &Path, window: Duration, waiting: usize) -> Result<Self, StoreError> {
         let directory = file.parent().unwrap_or(file);
         let made = std::fs::create_dir_all(directory);
         made.map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
         let (database, state) = load(file)?;
         let state = Arc::new(RwLock::new(state));
-        let (queue, jobs) = sync_channel(QUEUE);
+        let (queue, jobs) = sync_channel(waiting);
         let (announce, newest) = watch::channel(read(&state).newest);
         let writer = Writer::new(database, Arc::clone(&state), window, announce);
         // It ends when the store, and with it the queue, is dropped.
-        std::thread::spawn(move || writer.run(&jobs));
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let writer = std::thread::Builder::new().name(name).spawn(move || writer.run(&jobs));
+        writer.map_err(|source| StoreError::Writer { path: file.to_owned(), source })?;
         Ok(Self { state, queue, newest })
     }
 
@@ -371,7 +380,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let window = Duration::from_secs(300);
         let file = directory.path().join("objects.redb");
-        let store = Store::open(&file, window).unwrap();
+        let store = Store::open(&file, window, 64).unwrap();
         let a = store.write(write("a", None, 1)).await.unwrap();
         assert_eq!(a.version, FIRST + 1);
         assert!(matches!(store.write(write("a", None, 2)).await, Err(WriteError::Stale)));
@@ -385,7 +394,7 @@ mod tests {
         // The writer lets go of the file when it has seen the end of the queue.
         let begun = std::time::Instant::now();
         let store = loop {
-            match Store::open(&file, window) {
+            match Store::open(&file, window, 64) {
                 Ok(store) => break store,
                 Err(error) => assert!(begun.elapsed() < Duration::from_secs(10), "{error}"),
             }
@@ -421,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn forgets_what_is_old() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("objects.redb"), Duration::ZERO).unwrap();
+        let store = Store::open(&directory.path().join("objects.redb"), Duration::ZERO, 64).unwrap();
         let mut version = None;
         for value in 0..3 {
             version = Some(store.write(write("a", version, value)).await.unwrap().version);

@@ -1,6 +1,7 @@
 //! One file a workload.
 
 pub(super) mod api;
+mod api_server;
 pub(super) mod flows;
 pub(super) mod memory;
 pub(super) mod new_flows;
