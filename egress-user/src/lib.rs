@@ -20,6 +20,7 @@ pub mod cli;
 pub mod compile;
 pub mod datapath;
 pub mod link;
+mod netlink;
 pub mod source;
 pub mod spec;
 pub mod status;

@@ -133,12 +133,12 @@ pub(crate) fn touch(packet: &Packet, scene: &Scene, flow: &mut Flow) {
     flow.bytes += u64::from(packet.len());
     let seen = if has_states(key.protocol) { tcp::observe(flow.seen, flags) } else { flow.seen | seen::ANY };
     let opens = key.is_request() && flow.packets == 1;
-    let care = if opens || (is_due(scene, flow) && is_twin_due(scene, flow)) {
-        Care::Flow
-    } else if is_due(scene, flow) {
-        Care::Hop
-    } else {
-        Care::None
+    let due = is_due(scene, flow);
+    let care = match due {
+        _ if opens => Care::Flow,
+        true if is_twin_due(scene, flow) => Care::Flow,
+        true => Care::Hop,
+        false => Care::None,
     };
     if care != Care::None {
         flow.last_seen_ns = scene.now_ns;

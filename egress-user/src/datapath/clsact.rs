@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{Error, Handle};
 
+use crate::netlink::ask;
+
 /// A BPF filter of a clsact qdisc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filter {
@@ -138,21 +140,6 @@ fn index(interface: &str) -> io::Result<Option<i32>> {
         Err(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Runs `work` with a netlink connection of the calling thread's namespace.
-pub(super) fn ask<T>(work: impl AsyncFnOnce(Handle) -> Result<T, Error>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        let (connection, handle, _messages) = rtnetlink::new_connection()?;
-        let pump = tokio::spawn(connection);
-        let result = work(handle).await;
-        pump.abort();
-        result.map_err(|error| match error {
-            Error::NetlinkError(message) => message.to_io(),
-            other => io::Error::other(other),
-        })
-    })
 }
 
 /// No such interface, qdisc or filter: somebody was faster, or there never was one. The kernel says `EINVAL` of filters on

@@ -19,7 +19,7 @@ use neli::utils::Groups;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkXdp};
 use nix::net::if_::if_nametoindex;
 
-use super::clsact::ask;
+use crate::netlink::ask;
 
 /// A network device, as far as XDP is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]

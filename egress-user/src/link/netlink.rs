@@ -1,14 +1,12 @@
-//! A netlink connection inside a namespace, for blocking callers.
-
-use std::io;
+//! A netlink connection inside a namespace.
 
 use rtnetlink::Handle;
 
 use super::error::LinkError;
 use super::netns::Netns;
+pub(super) use crate::netlink::reason;
 
-/// Runs `work` with a netlink connection of the namespace. The socket is opened inside it: that is what binds a
-/// connection to a namespace, not where it is used later.
+/// Runs `work` with a netlink connection of the namespace.
 ///
 /// # Errors
 /// Those of `work`, and of entering the namespace.
@@ -18,23 +16,5 @@ where
     F: AsyncFnOnce(Handle) -> Result<T, LinkError> + Send,
 {
     let failed = |source| LinkError::Request { netns: netns.label().to_owned(), source };
-    netns.run(|| {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
-        runtime.block_on(async {
-            let (connection, handle, _messages) = rtnetlink::new_connection().map_err(failed)?;
-            let pump = tokio::spawn(connection);
-            let result = work(handle).await;
-            pump.abort();
-            result
-        })
-    })?
-}
-
-/// The kernel's reason, where the error has one.
-pub(super) fn reason(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    }
+    netns.run(|| crate::netlink::with(failed, work))?
 }
