@@ -276,3 +276,48 @@ fn another_holder_of_an_address_is_told_and_the_address_defended() {
     wait_until("the conflict to be over", Duration::from_secs(60), || watched.is("Degraded", "False", "AsSpecified"))
         .unwrap();
 }
+
+/// "Who has this address?", from a host that has none yet: an ARP probe, or the solicitation of duplicate address detection.
+fn question(asker: [u8; 6], address: IpAddr) -> Vec<u8> {
+    let mut frame = Vec::new();
+    match address {
+        IpAddr::V4(ip) => {
+            frame.extend([0xff; 6]);
+            frame.extend(asker);
+            frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+            frame.extend(asker);
+            frame.extend([0; 10]);
+            frame.extend(ip.octets());
+        }
+        IpAddr::V6(ip) => {
+            let [.., x, y, z] = ip.octets();
+            let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z];
+            PacketBuilder::ethernet2(asker, [0x33, 0x33, 0xff, x, y, z])
+                .ipv6([0; 16], group, 255)
+                .icmpv6(Icmpv6Type::Unknown { type_u8: 135, code_u8: 0, bytes5to8: [0; 4] })
+                .write(&mut frame, &ip.octets())
+                .unwrap();
+        }
+    }
+    frame
+}
+
+// RFC 5227, 2.4: a conflict is a packet whose sender has the address.
+#[test]
+fn who_only_asks_for_an_address_is_no_other_holder() {
+    let watched = Watched::start();
+    watched.assert_well();
+    let (asker, holder) = ([2, 0, 0, 0, 0, 8], [2, 0, 0, 0, 0, 7]);
+    let injector = Injector::open(&watched.rig.outside, "s0").unwrap();
+    for address in SNAT.both() {
+        injector.send(&question(asker, address)).unwrap();
+        // What comes later in the same queue has been heard, so the question was.
+        injector.send(&claim(holder, address)).unwrap();
+        wait_until("the claim to be told", TIMEOUT, || {
+            let message = watched.condition("Degraded")["message"].to_string();
+            message.contains(&format!("{address} is in use by 02:00:00:00:00:07"))
+        })
+        .unwrap();
+    }
+    assert!(!watched.rig.router.stderr().contains("02:00:00:00:00:08"), "{}", watched.rig.router.stderr());
+}

@@ -40,6 +40,7 @@ mod rig;
 mod rules;
 mod soak;
 mod specs;
+mod standby;
 mod start;
 mod surroundings;
 mod system;

@@ -72,6 +72,11 @@ pub const fn pod(last: u8) -> Host {
     Host::new([10, 128, 0], [0xfd00, 0x10, 0], last)
 }
 
+/// A host of the second node's pod network, 10.129.0.0/24 and fd00:11::/64.
+pub const fn second_pod(last: u8) -> Host {
+    Host::new([10, 129, 0], [0xfd00, 0x11, 0], last)
+}
+
 /// A host of the external network, 192.168.12.0/24 and fd00:12::/64.
 pub const fn external(last: u8) -> Host {
     Host::new([192, 168, 12], [0xfd00, 0x12, 0], last)
@@ -100,6 +105,10 @@ pub const SNAT: Host = external(99);
 pub const GATEWAY: Host = external(1);
 /// The node's own address on the macvlan's master.
 pub const NODE: Host = external(2);
+/// The second node's own address on its master.
+pub const SECOND_NODE: Host = external(3);
+/// The address of the second node's router on the cluster interface; the client has `second_pod(1)`.
+pub const SECOND_ROUTER: Host = second_pod(2);
 /// A host on the external network itself, reached without the gateway.
 pub const ON_LINK: Host = external(50);
 /// The first server.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 
-use crate::address::NODE;
+use crate::address::{NODE, SECOND_NODE};
 use crate::capture::{Frame, Reader};
 use crate::packet::{self, Content, Packet, protocol};
 use crate::topology::OUTSIDE_INTERFACE;
@@ -80,15 +80,16 @@ impl fmt::Display for Offence {
 }
 
 impl Detector {
-    /// Starts watching the outside of `lab`, where only `allowed` (the SNAT addresses) and the node itself may appear.
+    /// Starts watching the outside of `lab`, where only `allowed` (the SNAT addresses) and the nodes themselves may appear.
     /// Checksums are verified too when the lab's offloads are off; else they are rightly unfinished.
     ///
     /// # Errors
     /// When the capture cannot be started.
     pub fn start(lab: &Lab, allowed: impl IntoIterator<Item = IpAddr>) -> Result<Self> {
         let node = if lab.options.node_addresses { NODE.both().to_vec() } else { Vec::new() };
+        let second = if lab.second.is_some() { SECOND_NODE.both().to_vec() } else { Vec::new() };
         let checksums = !lab.options.offloads;
-        Self::watch(&lab.outside, OUTSIDE_INTERFACE, allowed.into_iter().chain(node), checksums)
+        Self::watch(&lab.outside, OUTSIDE_INTERFACE, allowed.into_iter().chain(node).chain(second), checksums)
     }
 
     /// Starts watching what `device` receives in `netns`, where only `allowed` may be a source.

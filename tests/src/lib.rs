@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`netns`] | a namespace that is removed with all that runs in it |
 //! | [`topology`] | the rig above, in its variants |
+//! | [`second_node`] | another node on the same network, for routers that stand by |
 //! | [`address`] | who has which address |
 //! | [`tcp`], [`udp`], [`sctp`], [`icmp`] | clients and servers on real sockets, which tell whom they saw |
 //! | [`wait`] | waiting for something to become true, with a limit |
@@ -59,6 +60,7 @@ pub mod random;
 pub mod router;
 pub mod sandbox;
 pub mod sctp;
+pub mod second_node;
 pub mod source;
 mod sys;
 pub mod tcp;

@@ -123,6 +123,17 @@ impl Router {
         self
     }
 
+    /// Puts it on the lab's second node.
+    ///
+    /// # Errors
+    /// When the lab has none.
+    pub fn on_second_node(mut self, lab: &Lab) -> Result<Self> {
+        let second = lab.second.as_ref().context("the lab has no second node")?;
+        second.router.name().clone_into(&mut self.netns);
+        self.master_netns = Some(second.node.name().to_owned());
+        Ok(self)
+    }
+
     /// Starts `run` and waits until it says `ready`.
     ///
     /// # Errors

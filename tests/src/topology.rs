@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::address::{self, GATEWAY, Host, NODE, ON_LINK, ROUTER, SERVER_1, SERVER_2};
+use crate::second_node::SecondNode;
 use crate::{Family, Netns, netns};
 
 /// The cluster interface's name in the router.
@@ -34,6 +35,8 @@ pub struct Options {
     pub clients: u8,
     /// Whether the node has a second uplink, `up1`, whose far end is `s1` in the outside.
     pub second_uplink: bool,
+    /// Whether there is a second node; a switch joins both and the outside then.
+    pub second_node: bool,
     /// Whether the node's uplink has addresses of its own, so that a master can be inferred.
     pub node_addresses: bool,
 }
@@ -47,6 +50,7 @@ impl Default for Options {
             offloads: true,
             clients: 2,
             second_uplink: false,
+            second_node: false,
             node_addresses: true,
         }
     }
@@ -76,6 +80,8 @@ pub struct Lab {
     pub outside: Netns,
     /// S1 and S2, behind the outside.
     pub servers: [Netns; 2],
+    /// H2, and R2 on it.
+    pub second: Option<SecondNode>,
     /// What it was built with.
     pub options: Options,
 }
@@ -95,6 +101,7 @@ impl Lab {
             node: Netns::new("node")?,
             outside: Netns::new("outside")?,
             servers: [Netns::new("server1")?, Netns::new("server2")?],
+            second: options.second_node.then(SecondNode::new).transpose()?,
             options: options.clone(),
         };
         lab.quiet()?;
@@ -149,7 +156,7 @@ impl Lab {
         Ok(text)
     }
 
-    /// Every namespace.
+    /// Every namespace, but those of a second node.
     pub fn all(&self) -> [&Netns; 6] {
         let [first, second] = &self.servers;
         [&self.client, &self.router, &self.node, &self.outside, first, second]
@@ -157,7 +164,8 @@ impl Lab {
 
     /// Sets what must be set before there are interfaces.
     fn quiet(&self) -> Result<()> {
-        for netns in self.all() {
+        let all = || self.all().into_iter().chain(self.second.iter().flat_map(SecondNode::all));
+        for netns in all() {
             // New namespaces copy these from the machine, whose settings must not decide a test.
             netns.sysctl([
                 "net.ipv4.conf.all.rp_filter=0",
@@ -171,7 +179,7 @@ impl Lab {
         }
         // Link-local addresses are there at once; with duplicate address detection they would take two seconds, in which
         // nothing can be resolved. The router gets its default back for the interface that it will make.
-        for netns in self.all() {
+        for netns in all() {
             netns.sysctl(["net.ipv6.conf.default.accept_dad=0"])?;
         }
         self.outside.sysctl(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
@@ -180,7 +188,10 @@ impl Lab {
     fn wire(&self) -> Result<()> {
         let (cluster, uplink) = (self.options.cluster_mtu, self.options.uplink_mtu);
         veth((&self.client, "c0"), (&self.router, CLUSTER_INTERFACE), cluster)?;
-        veth((&self.node, MASTER), (&self.outside, OUTSIDE_INTERFACE), uplink)?;
+        match &self.second {
+            Some(second) => second.wire(self, OUTSIDE_INTERFACE)?,
+            None => veth((&self.node, MASTER), (&self.outside, OUTSIDE_INTERFACE), uplink)?,
+        }
         if self.options.second_uplink {
             veth((&self.node, SECOND_MASTER), (&self.outside, "s1"), uplink)?;
         }
@@ -212,6 +223,9 @@ impl Lab {
             }
         }
         node.run(&self.node)?;
+        if let Some(second) = &self.second {
+            second.address(&self.client, &self.options)?;
+        }
 
         let mut outside = Lines::new(&self.options);
         outside.address(GATEWAY, OUTSIDE_INTERFACE, Prefix::Network);
@@ -280,7 +294,7 @@ pub fn set_offload(netns: &Netns, device: &str, offload: &str, on: bool) -> Resu
 }
 
 /// Makes a veth pair, each end in its namespace and up.
-fn veth(one: (&Netns, &str), other: (&Netns, &str), mtu: u32) -> Result<()> {
+pub(crate) fn veth(one: (&Netns, &str), other: (&Netns, &str), mtu: u32) -> Result<()> {
     let mtu = mtu.to_string();
     let mut command = Command::new("ip");
     command.args(["-n", one.0.name(), "link", "add", one.1, "mtu", &mtu, "type", "veth"]);
@@ -292,7 +306,7 @@ fn veth(one: (&Netns, &str), other: (&Netns, &str), mtu: u32) -> Result<()> {
 
 /// How much of an address is the network.
 #[derive(Clone, Copy)]
-enum Prefix {
+pub(crate) enum Prefix {
     /// /24 and /64.
     Network,
     /// /32 and /128.
@@ -300,13 +314,13 @@ enum Prefix {
 }
 
 /// Lines for `ip -batch`, of the families that the lab has.
-struct Lines<'a> {
+pub(crate) struct Lines<'a> {
     options: &'a Options,
     text: String,
 }
 
 impl<'a> Lines<'a> {
-    fn new(options: &'a Options) -> Self {
+    pub(crate) fn new(options: &'a Options) -> Self {
         Self { options, text: String::new() }
     }
 
@@ -318,7 +332,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn address(&mut self, host: Host, device: &str, prefix: Prefix) {
+    pub(crate) fn address(&mut self, host: Host, device: &str, prefix: Prefix) {
         let (v4, v6) = match prefix {
             Prefix::Network => (24, 64),
             Prefix::Single => (32, 128),
@@ -327,7 +341,7 @@ impl<'a> Lines<'a> {
         self.line(Family::V6, &format!("address add {}/{v6} dev {device} nodad", host.v6));
     }
 
-    fn default_route(&mut self, gateway: Host, device: &str) {
+    pub(crate) fn default_route(&mut self, gateway: Host, device: &str) {
         for (family, ip) in Family::ALL.into_iter().zip(gateway.both()) {
             self.line(family, &format!("route add default via {ip} dev {device}"));
         }
@@ -339,7 +353,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn run(self, netns: &Netns) -> Result<()> {
+    pub(crate) fn run(self, netns: &Netns) -> Result<()> {
         if self.text.is_empty() { Ok(()) } else { netns.ip_lines(&self.text) }
     }
 }

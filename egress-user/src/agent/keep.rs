@@ -1,6 +1,8 @@
 //! The agent's work between two events: reads the specification again, puts right what has drifted, looks how the router is,
 //! and says so.
 
+mod standby;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -20,9 +22,12 @@ use super::metrics::{self, Figures, Rule, RuleName};
 use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
-use crate::datapath::{Connection, RuleId, Swept, Untold, protocol_name, protocol_number};
+use crate::datapath::{Connection, RuleId, Swept, Untold, Use, protocol_name, protocol_number};
 use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
 use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
+
+pub(super) use standby::ROUND;
+use standby::Standby;
 
 /// Bounds of the wait before an edit that could not be applied is tried again.
 const RETRY_EDIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -47,6 +52,8 @@ pub(super) struct Counts {
     pub(super) repairs_failed: u64,
     /// Times that the status could not be written.
     pub(super) status_failed: u64,
+    /// Times that it took the addresses over, after standing by.
+    pub(super) takeovers: u64,
 }
 
 /// The agent's state.
@@ -68,7 +75,9 @@ pub(super) struct Keeper {
     /// What else is the matter.
     found: Vec<Fault>,
     neighbours: Vec<Neighbour>,
-    in_force: bool,
+    pub(super) in_force: bool,
+    /// In standby mode: what is known of the others.
+    standby: Option<Standby>,
     status_fails: bool,
     flow_log: Option<FlowLog>,
     rivals: Option<Rivals>,
@@ -86,6 +95,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
         let flow_log = options.flow_log.as_deref().map(|file| FlowLog::start(file, router.logging().rate));
+        let standby = options.standby.then(Standby::default);
         // An earlier agent's router has gone on without it: what is as it was has not changed because of a restart.
         let before = Status::read(router.status_file()).filter(|before| before.router == desired.router);
         Self {
@@ -101,6 +111,7 @@ impl Keeper {
             found: Vec::new(),
             neighbours: Vec::new(),
             in_force: false,
+            standby,
             status_fails: false,
             flow_log,
             rivals: None,
@@ -113,8 +124,11 @@ impl Keeper {
         }
     }
 
-    /// The first apply.
+    /// The first apply, unless it is to stand by.
     pub(super) fn start(&mut self) -> Result<(), AgentError> {
+        if self.begins_waiting()? {
+            return Ok(());
+        }
         if self.conditions == Conditions::default() {
             self.tell();
         }
@@ -147,6 +161,13 @@ impl Keeper {
         if new.router != self.desired.router {
             let (now, ours) = (new.router, self.desired.router.clone());
             return self.refuse("edit refused", &AgentError::OtherRouter { now, ours });
+        }
+        if self.waits() {
+            info!(router = %new.router, "edit read: it is what the router will take over with");
+            self.desired = new;
+            self.accept();
+            self.restart_standby(false);
+            return self.tell();
         }
         // What was said on the wire about addresses that were not the router's yet shall not count against it once they are.
         self.hear();
@@ -246,9 +267,14 @@ impl Keeper {
     /// Listens who claims the router's addresses. Returns whether there is anything to say about it.
     fn hear(&mut self) -> bool {
         let Some(rivals) = &self.rivals else { return false };
-        let addresses: Vec<IpAddr> = self.desired.link.addresses.iter().map(|address| address.net.addr()).collect();
+        let addresses = self.addresses();
         let now = Instant::now();
-        let heard = rivals.heard(&addresses);
+        let own = rivals.own();
+        let (twins, heard): (Vec<_>, Vec<_>) =
+            rivals.heard(&addresses).into_iter().partition(|conflict| self.is_twin(conflict.holder, own));
+        if let Some(standby) = &mut self.standby {
+            standby.note(twins);
+        }
         let news = !heard.is_empty();
         for Conflict { address, holder } in heard {
             let before = self.claimed.insert(address, (holder, now));
@@ -288,15 +314,24 @@ impl Keeper {
             }
             Err(failed) => {
                 self.counts.repairs_failed += 1;
-                let fault = fault::of_repair("the system has drifted and could not be put right", &failed);
-                // Once, not with every attempt.
-                if self.drifted.as_ref() != Some(&fault) {
-                    error!(reason = %fault.reason, "{fault}");
-                }
-                self.drifted = Some(fault);
+                self.drift(fault::of_repair("the system has drifted and could not be put right", &failed));
                 self.retry_repair.failed(Instant::now());
             }
         }
+    }
+
+    /// The system is not as it should be, for this reason.
+    fn drift(&mut self, fault: Fault) {
+        // Once, not with every attempt.
+        if self.drifted.as_ref() != Some(&fault) {
+            error!(reason = %fault.reason, "{fault}");
+        }
+        self.drifted = Some(fault);
+    }
+
+    /// The addresses that it speaks for, or is to speak for.
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.desired.link.addresses.iter().map(|address| address.net.addr()).collect()
     }
 
     /// Looks at the interfaces, the gateways and the tables.
@@ -465,7 +500,7 @@ impl Keeper {
         let drifted = self.drifted.clone().map(|fault| Fault { blocks: fault.blocks || no_interface, ..fault });
         let retried = self.refused.as_ref().is_some_and(|fault| fault.reason.may_pass());
         let activity = match (self.in_force, &self.drifted, retried) {
-            (false, None, _) => Some(Activity::Starting),
+            (false, None, _) => self.standby.is_none().then_some(Activity::Starting),
             (false, Some(_), _) => None,
             (true, Some(_), _) => Some(Activity::Repairing),
             (true, None, true) => Some(Activity::Retrying),
@@ -474,16 +509,18 @@ impl Keeper {
         let in_force = self.in_force.then(|| InForce {
             rules: self.desired.rules.rules.len(),
             fallback: self.desired.rules.fallback,
-            addresses: self.desired.link.addresses.iter().map(|address| address.net.addr()).collect(),
+            addresses: self.addresses(),
         });
+        let waiting =
+            self.standby.as_ref().filter(|_| !self.in_force).map(|standby| standby.sentence(&self.addresses()));
         let faults = drifted.into_iter().chain(self.refused.clone()).chain(self.found.iter().cloned()).collect();
-        Picture { in_force, faults, activity }
+        Picture { in_force, waiting, faults, activity }
     }
 
     /// Brings the conditions up to date, and writes them where they are not what was written last.
     fn tell(&mut self) {
         self.conditions.update(judge(&self.picture()), Timestamp::now());
-        let status = Status::new(&self.desired, self.conditions.clone());
+        let status = Status::new(&self.desired, self.waits(), self.conditions.clone());
         let files = || std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
         if self.written.as_ref() == Some(&status) && files().all(Path::exists) {
             return;
@@ -518,7 +555,10 @@ impl Keeper {
         }
         let table = rule_ids(&self.desired.rules);
         self.router.tally().retain(|id| table.iter().any(|(known, _)| known == id));
-        let totals = self.router.tally().rules().clone();
+        let mut totals = self.router.tally().rules().clone();
+        if self.waits() {
+            totals.values_mut().for_each(|totals| totals.flows = 0);
+        }
         let mut rules: Vec<Rule> = Vec::with_capacity(table.len());
         for (id, destination) in &table {
             let totals = totals.get(id).copied().unwrap_or_default();
@@ -530,8 +570,9 @@ impl Keeper {
             destination: None,
             totals: *totals,
         }));
-        let used = self.router.tally().used().clone();
+        let used = if self.waits() { Use::default() } else { self.router.tally().used().clone() };
         let mut figures = Figures {
+            active: !self.waits(),
             started_s: self.started.as_second() as f64,
             conditions: self.conditions.clone(),
             faults: self.picture().faults.iter().map(|fault| fault.reason).collect(),
@@ -543,7 +584,13 @@ impl Keeper {
             gateways: self.neighbours.iter().map(|one| (one.address, one.answer != link::Answer::Silent)).collect(),
             ..Figures::default()
         };
-        match self.router.reader().and_then(|reader| Ok((reader.counters()?, reader.port_tries()?, reader.untold()?))) {
+        let counted = || {
+            let reader = self.router.reader()?;
+            Ok::<_, AgentError>((reader.counters()?, reader.port_tries()?, reader.untold()?))
+        };
+        match counted() {
+            // Nothing is there to be read.
+            _ if self.waits() => {}
             Ok((counters, port_searches, untold)) => {
                 figures.counters = counters;
                 figures.port_searches = port_searches;
@@ -563,14 +610,32 @@ impl Keeper {
 
     /// Takes the router away, and what tells of it.
     pub(super) fn remove(&mut self) -> Result<(), AgentError> {
-        let closed = self.router.all_closed().unwrap_or_default();
-        self.router.delete()?;
-        self.log_closed(closed);
+        self.take_away()?;
         let files = std::iter::once(self.router.status_file()).chain(self.options.status_file.as_deref());
         for file in files {
             let _never_written = std::fs::remove_file(file);
         }
         Ok(())
+    }
+
+    fn take_away(&mut self) -> Result<(), AgentError> {
+        let closed = self.router.all_closed().unwrap_or_default();
+        self.router.delete()?;
+        self.log_closed(closed);
+        Ok(())
+    }
+
+    /// What was known of the network by an interface that is gone.
+    fn forget_wire(&mut self) {
+        self.rivals = None;
+        self.claimed.clear();
+        self.neighbours.clear();
+        self.found.clear();
+        self.drifted = None;
+        self.retry_repair.settled();
+        if let Some(announcing) = self.announcing.take() {
+            announcing.abort();
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) const RULES: usize = 1000;
 pub(super) struct Figures {
     /// When the agent began, seconds since the epoch.
     pub(super) started_s: f64,
+    /// Whether it has the addresses, or is to have them: not while it stands by.
+    pub(super) active: bool,
     pub(super) conditions: Conditions,
     /// The reasons of the faults that there are.
     pub(super) faults: Vec<Reason>,
@@ -139,6 +141,8 @@ impl Figures {
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauge(out, "build_info", "The agent's version", [(version, 1.0)])?;
         gauge(out, "start_time_seconds", "When the agent began, since the epoch", [(Vec::new(), self.started_s)])?;
+        let help = "Whether the router has its addresses, or is to have them: 0 while it stands by for another";
+        gauge(out, "active", help, [(Vec::new(), number(self.active))])?;
         let kinds = [ConditionType::Available, ConditionType::Progressing, ConditionType::Degraded];
         let conditions =
             kinds.map(|kind| (vec![("condition", format!("{kind:?}"))], number(self.conditions.holds(kind))));
@@ -146,12 +150,13 @@ impl Figures {
         let faults = Reason::ALL
             .map(|reason| (vec![("reason", reason.name().to_owned())], number(self.faults.contains(&reason))));
         gauge(out, "fault", "Whether something is the matter, by reason", faults)?;
-        let Counts { applied, refused, repaired, repairs_failed, status_failed } = self.counts;
+        let Counts { applied, refused, repaired, repairs_failed, status_failed, takeovers } = self.counts;
         for (name, help, count) in [
             ("applies", "Specifications put in force", applied),
             ("edits_refused", "Edits of the specification that were refused", refused),
             ("repairs", "Times that the system had drifted and was put right", repaired),
             ("repair_failures", "Times that the system had drifted and could not be put right", repairs_failed),
+            ("takeovers", "Times that the router took the addresses over, after standing by", takeovers),
             ("status_write_failures", "Times that the status could not be written", status_failed),
         ] {
             counter(out, name, help, [(Vec::new(), count)])?;

@@ -132,6 +132,17 @@ impl Router {
         Ok(link::observe(&self.setup.place)?)
     }
 
+    /// Whether the external interface has addresses: an earlier process has set the router up.
+    ///
+    /// # Errors
+    ///
+    /// As [`observe`](Self::observe).
+    pub(super) fn has_addresses(&self) -> Result<bool, AgentError> {
+        let is_global = |ip: IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let external = self.observe()?.external;
+        Ok(external.is_some_and(|external| external.addresses.iter().any(|held| is_global(held.net.addr()))))
+    }
+
     /// Whether these hosts on the external network answer; asks those again that the kernel is not sure of.
     ///
     /// # Errors
@@ -173,7 +184,12 @@ impl Router {
             fallback: rules.iter().find(|rule| rule.port.is_none()).and_then(|rule| rule.destination),
             addresses: reader.snat_addresses()?,
         };
-        Ok(Conditions::unwatched(judge(&Picture { in_force: Some(in_force), faults, activity: None })))
+        Ok(Conditions::unwatched(judge(&Picture { in_force: Some(in_force), faults, ..Picture::default() })))
+    }
+
+    /// Whether an agent is at work that stands by for another router.
+    pub fn stands_by(&self) -> bool {
+        self.setup.place.router.holder().is_some() && Status::read(&self.status).is_some_and(|status| status.standby)
     }
 
     /// What the flows add up to.
@@ -301,13 +317,18 @@ impl Router {
         }
         for change in plan.changes() {
             if let Change::Probe { interface, addresses } = change {
-                link::probe(&self.setup.place.router, interface, addresses)?;
+                link::probe(&self.setup.place, interface, addresses)?;
             }
         }
         Ok(())
     }
 
-    fn lock(&mut self) -> Result<(), AgentError> {
+    /// Keeps other processes from working on the router.
+    ///
+    /// # Errors
+    ///
+    /// When one does.
+    pub(super) fn lock(&mut self) -> Result<(), AgentError> {
         if self.lock.is_none() {
             self.lock = Some(self.setup.place.router.lock()?);
         }

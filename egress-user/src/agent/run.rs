@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
-use super::keep::Keeper;
+use super::keep::{Keeper, ROUND};
 use super::serve::Served;
 use super::watch::Watch;
 use super::{AgentError, ExistingFlows, Router, service};
@@ -35,6 +35,8 @@ pub struct Options {
     pub file: PathBuf,
     /// Which router of it.
     pub router: Option<String>,
+    /// Whether to have the addresses only while no other router answers for them.
+    pub standby: bool,
     /// What to leave behind.
     pub on_exit: OnExit,
     /// Where to write the status, whenever it changes.
@@ -65,11 +67,11 @@ const SETTLE: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Follows the specification until a signal, or until somebody deletes the router's namespace. `desired` is what the file
-/// says now; `ready` is called once, when packets would be translated.
+/// says now; `ready` is called once, when packets would be translated: with [`Options::standby`] that may be much later.
 ///
 /// # Errors
 ///
-/// When the first apply fails. Later ones are told: what was in force stays in force.
+/// When the first apply fails. Later ones are told: what was in force stays in force. Who stands by tells of them all.
 pub async fn run(router: Router, desired: Desired, options: Options, ready: impl FnOnce()) -> Result<(), AgentError> {
     let mut signals = Signals::new()?;
     let mut edits = Watch::new(&options.file)?;
@@ -79,8 +81,9 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
     block_in_place(|| keeper.start())?;
     let mut master = keeper.master.clone();
     let mut network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+    // Who stands by serves, too.
     service::ready();
-    ready();
+    let mut ready = Some(ready);
 
     let every = |period| {
         let mut ticks = interval(period);
@@ -88,6 +91,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks
     };
     let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let mut rounds = every(ROUND);
     let mut watchdog = service::watchdog();
     let mut last = Instant::now();
     let mut gone = keeper.options.gone.clone();
@@ -95,6 +99,11 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         if keeper.master != master {
             master.clone_from(&keeper.master);
             network = block_in_place(|| link::Watch::new(keeper.router.place(), &master))?;
+        }
+        if keeper.in_force
+            && let Some(ready) = ready.take()
+        {
+            ready();
         }
         served.beat(keeper.conditions.holds(ConditionType::Available));
         tokio::select! {
@@ -114,19 +123,20 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
-            () = network.changed() => {
+            () = network.changed(), if keeper.in_force => {
                 sleep_until(last + PAUSE).await;
                 block_in_place(|| keeper.network_changed());
                 last = Instant::now();
             }
-            () = keeper.retry_repair.due() => block_in_place(|| keeper.mend()),
+            () = keeper.retry_repair.due(), if keeper.in_force => block_in_place(|| keeper.mend()),
+            _ = rounds.tick(), if keeper.is_standby() => block_in_place(|| keeper.round()),
             _ = watchdog.tick() => service::alive(),
-            _ = sweep.tick() => {
+            _ = sweep.tick(), if keeper.in_force => {
                 if block_in_place(|| keeper.sweep()) {
                     sweep.reset_after(CROWDED_SWEEP);
                 }
             }
-            _ = repair.tick() => block_in_place(|| keeper.mend()),
+            _ = repair.tick(), if keeper.in_force => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
                 if name.as_ref().is_some_and(Name::is_gone) {
                     // Held open by this process alone, it would go on answering for its addresses.
@@ -134,7 +144,9 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
                     keeper.options.on_exit = OnExit::Remove;
                     break;
                 }
-                block_in_place(|| keeper.guard());
+                if keeper.in_force {
+                    block_in_place(|| keeper.guard());
+                }
             }
         }
     }
@@ -146,7 +158,7 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         info!("removed");
     } else {
         keeper.finish_log().await;
-        info!("ended; the datapath goes on");
+        info!("{}", if keeper.in_force { "ended; the datapath goes on" } else { "ended, as it stood by" });
     }
     Ok(())
 }

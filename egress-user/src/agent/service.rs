@@ -5,7 +5,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// Packets are translated.
+/// Packets are translated, or will be as soon as it is this router's turn.
 pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }

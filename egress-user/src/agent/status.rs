@@ -16,6 +16,9 @@ use crate::status::Conditions;
 pub struct Status {
     /// Which router.
     pub router: RouterName,
+    /// Whether another router has the addresses: what is said of the router for all to hear is that one's to say.
+    #[serde(default)]
+    pub standby: bool,
     /// Rules in force.
     pub rules: usize,
     /// Where what no rule names goes to.
@@ -27,12 +30,17 @@ pub struct Status {
 }
 
 impl Status {
-    pub(super) fn new(in_force: &Desired, conditions: Conditions) -> Self {
+    pub(super) fn new(desired: &Desired, standby: bool, conditions: Conditions) -> Self {
+        let router = desired.router.clone();
+        if standby {
+            return Self { router, standby, rules: 0, fallback: None, addresses: Vec::new(), conditions };
+        }
         Self {
-            router: in_force.router.clone(),
-            rules: in_force.rules.rules.len(),
-            fallback: in_force.rules.fallback,
-            addresses: in_force.link.addresses.iter().map(|address| address.net.addr()).collect(),
+            router,
+            standby,
+            rules: desired.rules.rules.len(),
+            fallback: desired.rules.fallback,
+            addresses: desired.link.addresses.iter().map(|address| address.net.addr()).collect(),
             conditions,
         }
     }

@@ -69,6 +69,7 @@ Examples:
   egress-router run --spec router.yaml
   egress-router run --spec router.yaml --netns router --local-port tcp/9090 --on-exit remove
   egress-router run --api router.kubeconfig --router default/egress
+  egress-router run --spec router.yaml --standby    (on each of two nodes: one works, the other takes over)
 
 Prints `ready` (and tells systemd) once packets are translated. SIGHUP reads the file again; SIGINT and SIGTERM end it; SIGUSR1 makes the
 log say more, SIGUSR2 as much as at the start.")]
@@ -256,6 +257,11 @@ pub struct Run {
     /// How packets are translated.
     #[command(flatten)]
     pub datapath: Datapath,
+
+    /// Stand by: have the addresses only while no other router answers for them. For several agents of one specification, each
+    /// on a node of its own. Not with --adopt: who stands by asks from the macvlan's master, and an adopted interface has none.
+    #[arg(long, conflicts_with = "adopt", help_heading = "Agent")]
+    pub standby: bool,
 
     /// What to leave behind at the end: `keep` lets the datapath go on without the agent.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT", help_heading = "Agent")]
@@ -709,6 +715,7 @@ mod tests {
             "run --spec f --snat-ports 9",
             "run --spec f --local-port 80",
             "run --spec f --hook dpdk",
+            "run --spec f --standby --adopt",
             "run --spec f --existing-flows drain",
             "run --spec f --cluster-interface a/b",
             "run --spec f --external-interface longer-than-fifteen",

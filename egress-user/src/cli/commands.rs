@@ -116,7 +116,7 @@ fn run(args: &args::Run, log: Log) -> anyhow::Result<()> {
         args.spec.file.as_deref().map(|file| followed_file(file, args.spec.router.as_deref())).transpose()?;
     check_privilege(TO_CHANGE)?;
     // Opened while it may be: process 1 is out of sight once capabilities are given up.
-    let place = place(&args.target, Some(&args.master))?;
+    let place = Place { standby: args.standby, ..place(&args.target, Some(&args.master))? };
     let start = || started(args, &place);
     let ready = || {
         let _reader_gone = output::text("ready\n");
@@ -185,6 +185,7 @@ fn started(args: &args::Run, place: &Place) -> anyhow::Result<(Router, agent::Op
     let options = agent::Options {
         file: std::path::PathBuf::new(),
         router: args.spec.router.clone(),
+        standby: args.standby,
         on_exit: on_exit(args.on_exit),
         status_file: args.status_file.clone(),
         flow_log: args.flow_log.clone(),
@@ -234,6 +235,7 @@ pub(super) fn run_served(served: &super::serve::Served<'_>) -> anyhow::Result<()
         let options = agent::Options {
             file: source.spec().to_owned(),
             router: None,
+            standby: false,
             on_exit: on_exit(args.on_exit),
             status_file: Some(source.status().to_owned()),
             flow_log: None,
@@ -280,7 +282,7 @@ fn delete(args: &args::Delete) -> anyhow::Result<()> {
 }
 
 /// What `status` shows.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     installed: bool,
@@ -301,20 +303,29 @@ struct Status {
 fn status(args: &args::Show) -> anyhow::Result<()> {
     check_privilege(TO_READ)?;
     let router = router(&args.target, None, Hook::Auto, Settings::default())?;
-    let reader = router.reader()?;
-    let status = Status {
-        installed: true,
+    let conditions = router.conditions()?;
+    let reader = match router.reader() {
+        Ok(reader) => Some(reader),
+        // Nothing is to be there.
+        Err(_none) if router.stands_by() => None,
+        Err(failed) => return Err(failed.into()),
+    };
+    let mut status = Status {
+        installed: reader.is_some(),
         agent: router.place().router.holder(),
-        conditions: router.conditions()?,
+        conditions,
         link: link::observe(router.place())?,
         programs: router.programs()?,
-        snat_addresses: reader.snat_addresses()?,
-        rules: reader.rules()?.len(),
-        flows: reader.flows()?.len(),
-        port_searches: reader.port_tries()?,
-        flow_log: reader.logging()?,
-        counters: reader.counters()?,
+        ..Status::default()
     };
+    if let Some(reader) = reader {
+        status.snat_addresses = reader.snat_addresses()?;
+        status.rules = reader.rules()?.len();
+        status.flows = reader.flows()?.len();
+        status.port_searches = reader.port_tries()?;
+        status.flow_log = reader.logging()?;
+        status.counters = reader.counters()?;
+    }
     if args.output.format == Format::Table {
         let rows: Vec<_> = status.conditions.iter().cloned().collect();
         output::print(&rows, Format::Table)?;
@@ -440,6 +451,7 @@ fn place(target: &Target, master: Option<&args::Master>) -> anyhow::Result<Place
         external_interface: target.external_interface.clone(),
         adopt: master.is_some_and(|args| args.adopt),
         reply_mark: Some(REPLY_MARK),
+        standby: false,
     })
 }
 

@@ -87,3 +87,23 @@ fn the_pod_starts_what_there_is_and_its_specification_is_valid() {
     let root = image.lines().find_map(|line| line.strip_prefix("COPY --from=build /src/target/image/ ")).unwrap();
     assert!(image.contains(&format!("ENTRYPOINT [\"{root}egress-router\"]")) && container["command"].is_null());
 }
+
+#[test]
+fn the_pods_that_stand_by_start_without_being_ready_and_on_nodes_of_their_own() {
+    let patch: Value = serde_saphyr::from_str(&deployed("kubernetes/standby.yaml")).unwrap();
+    let spec = &patch["spec"]["template"]["spec"];
+    let (container, patched) = (&spec["containers"][0], &pod()["containers"][0]);
+    assert_eq!(container["name"], patched["name"]);
+    let words = |container: &Value| -> Vec<String> {
+        container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let arguments = words(container);
+    let Command::Run(run) = parse(arguments.iter().map(String::as_str)) else { panic!("run") };
+    assert!(run.standby);
+    let others: Vec<String> = arguments.into_iter().filter(|word| word != "--standby").collect();
+    assert_eq!(others, words(patched), "all else is as without it");
+    assert_eq!(container["startupProbe"]["httpGet"]["path"], "/healthz");
+    assert!(patch["spec"]["replicas"].as_u64().unwrap() > 1);
+    let apart = &spec["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+    assert_eq!(apart["topologyKey"], "kubernetes.io/hostname");
+}

@@ -42,7 +42,7 @@ pub(super) fn execute(place: &Place, change: &Change) -> Result<(), LinkError> {
             if *up { wait_until_operational(&handle, index).await } else { Ok(()) }
         }),
         Change::SetSysctl { key, to, .. } => write_sysctl(router, key, to),
-        Change::Probe { interface, addresses } => probe::probe(router, interface, addresses),
+        Change::Probe { interface, addresses } => probe::probe(place, interface, addresses),
         Change::AddAddress { interface, address } => on_link(router, interface, async |handle, index| {
             let mut request = handle.address().add(index, address.addr(), address.prefix_len());
             if address.addr().is_ipv6() {

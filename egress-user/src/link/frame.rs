@@ -14,9 +14,9 @@ const ARP_REPLY: u16 = 2;
 /// Hardware type Ethernet, protocol type IPv4, with their address lengths.
 const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
 
-const ICMPV6: u8 = 58;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+pub(super) const ICMPV6: u8 = 58;
+pub(super) const NEIGHBOUR_SOLICITATION: u8 = 135;
+pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OVERRIDE: u8 = 0x20;
 const TARGET_LINK_LAYER: u8 = 2;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -55,25 +55,38 @@ pub(super) fn announcements(own: Mac, address: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-/// What a frame says about who has, or is about to take, an address.
+/// What a frame says of an address, and who says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) address: IpAddr,
-    pub(super) holder: Mac,
+    pub(super) by: Mac,
+    pub(super) kind: ClaimKind,
 }
 
-/// Reads a frame: any ARP packet speaks for its sender's address, and a probe for the address that it asks for, as
-/// its sender is about to take that (RFC 5227, 2.1.1). Likewise a neighbour advertisement, and a solicitation without
-/// a source (RFC 4862, 5.4.3 and 5.4.4).
+/// What it is that is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClaimKind {
+    /// It has the address.
+    Holds,
+    /// It asks who has it, as one does that has it not, and may be about to take it.
+    Asks,
+}
+
+/// Reads a frame: any ARP packet says that its sender has its own address, but for a probe, which asks for another
+/// (RFC 5227, 2.1.1). Likewise a neighbour advertisement, and a solicitation without a source (RFC 4862, 5.4.3 and
+/// 5.4.4).
 pub(super) fn claim(frame: &[u8]) -> Option<Claim> {
     let (ethernet, payload) = frame.split_first_chunk::<14>()?;
     let [.., s0, s1, s2, s3, s4, s5, t0, t1] = *ethernet;
     match u16::from_be_bytes([t0, t1]) {
         ETH_ARP => {
-            let Arp { operation, sender: (holder, sender), target: (_, target) } = Arp::parse(payload)?;
-            let probed = operation == ARP_REQUEST && sender.is_unspecified();
-            let address = if probed { target } else { sender };
-            Some(Claim { address: address.into(), holder })
+            let Arp { operation, sender: (by, sender), target: (_, target) } = Arp::parse(payload)?;
+            let (kind, address) = if operation == ARP_REQUEST && sender.is_unspecified() {
+                (ClaimKind::Asks, target)
+            } else {
+                (ClaimKind::Holds, sender)
+            };
+            Some(Claim { address: address.into(), by, kind })
         }
         ETH_IPV6 => neighbour_claim(payload, Mac([s0, s1, s2, s3, s4, s5])),
         _ => None,
@@ -93,14 +106,14 @@ fn neighbour_claim(packet: &[u8], source: Mac) -> Option<Claim> {
     let address: Ipv6Addr = (*target).into();
     match *kind {
         NEIGHBOUR_ADVERTISEMENT => {
-            let holder = match options {
+            let by = match options {
                 [TARGET_LINK_LAYER, 1, a, b, c, d, e, f, ..] => Mac([*a, *b, *c, *d, *e, *f]),
                 _ => source,
             };
-            Some(Claim { address: address.into(), holder })
+            Some(Claim { address: address.into(), by, kind: ClaimKind::Holds })
         }
         NEIGHBOUR_SOLICITATION if Ipv6Addr::from(*from).is_unspecified() => {
-            Some(Claim { address: address.into(), holder: source })
+            Some(Claim { address: address.into(), by: source, kind: ClaimKind::Asks })
         }
         _ => None,
     }
@@ -201,21 +214,29 @@ mod tests {
     const ADDRESSES: [&str; 2] = ["192.168.12.99", "2001:db8:12::99"];
 
     #[test]
-    fn a_probe_claims_the_address_it_asks_for() {
+    fn a_probe_asks_for_its_address_and_holds_none() {
         for address in ADDRESSES {
             let address: IpAddr = address.parse().unwrap();
-            assert_eq!(claim(&probe(OWN, address)), Some(Claim { address, holder: OWN }));
+            assert_eq!(claim(&probe(OWN, address)), Some(Claim { address, by: OWN, kind: ClaimKind::Asks }));
         }
     }
 
     #[test]
-    fn an_announcement_claims_its_address() {
+    fn who_announces_an_address_holds_it() {
         for address in ADDRESSES {
             let address: IpAddr = address.parse().unwrap();
             for frame in announcements(OWN, address) {
-                assert_eq!(claim(&frame), Some(Claim { address, holder: OWN }));
+                assert_eq!(claim(&frame), Some(Claim { address, by: OWN, kind: ClaimKind::Holds }));
             }
         }
+    }
+
+    #[test]
+    fn an_ordinary_question_says_that_the_asker_has_its_own_address() {
+        let (own, asked) = (Ipv4Addr::new(192, 168, 12, 99), Ipv4Addr::new(192, 168, 12, 1));
+        let arp = Arp { operation: ARP_REQUEST, sender: (OWN, own), target: (Mac([0; 6]), asked) };
+        let expected = Claim { address: own.into(), by: OWN, kind: ClaimKind::Holds };
+        assert_eq!(claim(&arp.to_frame(OWN)), Some(expected));
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! * [`Applied::claim`] sets it up, asks the network whether somebody has an address ([`probe()`]), and only then adds
 //!   addresses, routes, rules and forwarding. So nothing is claimed or forwarded that no program looks at.
 //! * [`announce_rounds`] tells the network, once rules are live.
+//! * [`Inquiry`] asks who has the addresses, without a macvlan: for a router that stands by.
 //! * [`Watch`] tells when any of it changes, and [`neighbours`] whether the gateways answer.
 //! * [`delete`] takes everything away; the old holder of an address must be gone before a new one claims it.
 //!
@@ -32,6 +33,7 @@ mod decode;
 mod error;
 mod execute;
 mod frame;
+mod inquiry;
 mod mac;
 mod master;
 mod neighbour;
@@ -59,6 +61,7 @@ pub use apply::{Applied, delete, prepare};
 pub use change::{Change, EgressRoute, Hop, Macvlan};
 pub use decode::snapshot;
 pub use error::{Conflict, Difference, Holder, LinkError, MasterFault};
+pub use inquiry::{Heard, Inquiry};
 pub use mac::{Mac, NotAMac};
 pub use neighbour::{Answer, Neighbour, neighbours};
 pub use netns::{Netns, NetnsLock, NetnsRef};
@@ -89,10 +92,13 @@ pub struct Place {
     /// The mark that the datapath leaves on replies which the kernel forwards, if it does: with it, the kernel's
     /// ICMPv6 errors about them find the way back.
     pub reply_mark: Option<Mark>,
+    /// Whether other routers of the same identity stand by for this one: they ask for its addresses all the time, which
+    /// does not keep it from taking them.
+    pub standby: bool,
 }
 
 /// What the datapath and `status` need to know about a router's interfaces.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observed {
     /// The interface that clients come in by.

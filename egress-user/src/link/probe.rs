@@ -10,11 +10,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::Place;
 use super::decode::snapshot;
 use super::error::{Conflict, LinkError};
-use super::frame::{self, ETH_ARP, ETH_IPV6};
-use super::mac::Mac;
-use super::netns::Netns;
+use super::frame::{self, Claim, ClaimKind, ETH_ARP, ETH_IPV6};
 use super::sys::packet_socket;
 
 /// As RFC 5227 has it.
@@ -23,7 +22,8 @@ const PROBES: u32 = 3;
 /// link answers in milliseconds.
 const INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 300 });
 
-/// Sends three probes for each address within a second, listening for whoever has one or is about to take it.
+/// Sends three probes for each address within a second from an interface of the router's, listening for whoever has one
+/// or is about to take it (but in [`Place::standby`], where others ask all the time).
 ///
 /// The addresses are not on the interface yet, and the interface is up. Hosts that cannot be heard are not found:
 /// other macvlans of the same master when it is in mode private, vepa without a reflecting switch, and the host itself
@@ -31,7 +31,8 @@ const INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 30
 ///
 /// # Errors
 /// [`LinkError::Conflict`] naming the holders; [`LinkError::Packet`] without `CAP_NET_RAW`.
-pub fn probe(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Result<(), LinkError> {
+pub fn probe(place: &Place, interface: &str, addresses: &[IpAddr]) -> Result<(), LinkError> {
+    let netns = &place.router;
     if addresses.is_empty() {
         return Ok(());
     }
@@ -39,6 +40,9 @@ pub fn probe(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Result<(),
     let state = snapshot(netns, &[], None)?;
     let found = state.interface(interface).ok_or_else(no_interface)?;
     let (index, own) = (found.index, found.mac.ok_or_else(no_interface)?);
+    let counts = |claim: &Claim| {
+        claim.by != own && addresses.contains(&claim.address) && (claim.kind == ClaimKind::Holds || !place.standby)
+    };
     let holders = netns
         .run(|| {
             let listeners = Listeners::open(index)?;
@@ -47,7 +51,11 @@ pub fn probe(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Result<(),
                 for address in addresses {
                     listeners.send(*address, &frame::probe(own, *address))?;
                 }
-                listeners.listen(Instant::now() + INTERVAL, own, addresses, &mut holders)?;
+                listeners.listen(Instant::now() + INTERVAL, &mut |claim| {
+                    if counts(&claim) {
+                        holders.entry(claim.address).or_insert(claim.by);
+                    }
+                })?;
                 if holders.len() == addresses.len() {
                     break;
                 }
@@ -76,18 +84,12 @@ impl Listeners {
         Ok(Self { arp: packet_socket(index, ETH_ARP)?, ipv6: packet_socket(index, ETH_IPV6)? })
     }
 
-    fn send(&self, address: IpAddr, frame: &[u8]) -> io::Result<()> {
+    pub(super) fn send(&self, address: IpAddr, frame: &[u8]) -> io::Result<()> {
         write(if address.is_ipv4() { &self.arp } else { &self.ipv6 }, frame)?;
         Ok(())
     }
 
-    fn listen(
-        &self,
-        until: Instant,
-        own: Mac,
-        addresses: &[IpAddr],
-        holders: &mut BTreeMap<IpAddr, Mac>,
-    ) -> io::Result<()> {
+    fn listen(&self, until: Instant, hear: &mut impl FnMut(Claim)) -> io::Result<()> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -103,20 +105,15 @@ impl Listeners {
                     other?;
                 }
             }
-            self.drain(own, addresses, holders)?;
+            self.drain(hear)?;
         }
     }
 
-    /// Takes down who has claimed one of the addresses in a frame that has come already.
-    pub(super) fn drain(&self, own: Mac, addresses: &[IpAddr], holders: &mut BTreeMap<IpAddr, Mac>) -> io::Result<()> {
+    /// Tells what is said in the frames that have come already.
+    pub(super) fn drain(&self, hear: &mut impl FnMut(Claim)) -> io::Result<()> {
         for socket in [&self.arp, &self.ipv6] {
             while let Some(frame) = receive(socket)? {
-                if let Some(claim) = frame::claim(&frame)
-                    && claim.holder != own
-                    && addresses.contains(&claim.address)
-                {
-                    holders.entry(claim.address).or_insert(claim.holder);
-                }
+                frame::claim(&frame).into_iter().for_each(&mut *hear);
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::error::{Conflict, LinkError};
+use super::frame::ClaimKind;
 use super::mac::Mac;
 use super::netns::Netns;
 use super::observe::Interface;
@@ -37,12 +38,28 @@ impl Rivals {
         self.index == interface.index && Some(self.own) == interface.mac
     }
 
-    /// Who has claimed one of these addresses since the last time.
+    /// The interface's own Ethernet address.
+    #[must_use]
+    pub fn own(&self) -> Mac {
+        self.own
+    }
+
+    /// Who has said since the last time that it has one of these addresses. Who only asks for one does not contend for it
+    /// (RFC 5227, 2.4). With the own Ethernet address it is either another router of the same identity, or a frame of
+    /// one's own that the network gives back.
     #[must_use]
     pub fn heard(&self, addresses: &[IpAddr]) -> Vec<Conflict> {
         let mut holders = BTreeMap::new();
         // An interface that went down says so once, and is heard again when it is up.
-        let _went_down = self.listeners.drain(self.own, addresses, &mut holders);
+        let _went_down = self.listeners.drain(&mut |claim| {
+            if claim.kind == ClaimKind::Holds && addresses.contains(&claim.address) {
+                // A stranger's claim is not to be hidden by one's own.
+                let holder = holders.entry(claim.address).or_insert(claim.by);
+                if *holder == self.own {
+                    *holder = claim.by;
+                }
+            }
+        });
         holders.into_iter().map(|(address, holder)| Conflict { address, holder }).collect()
     }
 }

@@ -7,10 +7,12 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+
+use super::frame::{ETH_IPV6, ICMPV6, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
 
 /// The kernel's number for a network namespace, unique since boot (`SO_NETNS_COOKIE`, Linux 5.14).
 ///
@@ -35,7 +37,8 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// A raw packet socket that receives frames of one EtherType from one interface, multicast to any group included,
-/// and sends whole frames out of it.
+/// and sends whole frames out of it. Of IPv6 it receives neighbour solicitations and advertisements only: a node's other
+/// traffic would crowd them out.
 ///
 /// # Errors
 /// `EPERM` without `CAP_NET_RAW`; `ENETDOWN` when the interface is down.
@@ -47,6 +50,9 @@ pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd>
     let fd = Errno::result(fd)?;
     // SAFETY: the descriptor was just made and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    if ethertype == ETH_IPV6 {
+        attach_filter(socket.as_fd(), &NEIGHBOUR_DISCOVERY)?;
+    }
     let index = i32::try_from(ifindex).map_err(|_overflow| Errno::ENODEV)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -81,4 +87,43 @@ pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd>
     };
     Errno::result(result)?;
     Ok(socket)
+}
+
+/// One instruction of classic BPF (linux/bpf_common.h); jumps skip `yes` or `no` instructions.
+const fn instruction(code: u32, yes: u8, no: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
+}
+
+/// ICMPv6 right after the fixed header, of the two types: what anybody hears must be so plain (RFC 4861, 7.1).
+const NEIGHBOUR_DISCOVERY: [libc::sock_filter; 7] = {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    [
+        instruction(LOAD, 0, 0, 14 + 6),
+        instruction(EQUAL, 0, 4, ICMPV6 as u32),
+        instruction(LOAD, 0, 0, 14 + 40),
+        instruction(EQUAL, 1, 0, NEIGHBOUR_SOLICITATION as u32),
+        instruction(EQUAL, 0, 1, NEIGHBOUR_ADVERTISEMENT as u32),
+        instruction(RETURN, 0, 0, u32::MAX),
+        instruction(RETURN, 0, 0, 0),
+    ]
+};
+
+fn attach_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    // The kernel only reads the program, though its struct says otherwise.
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the option's value is a live local sock_fprog, whose size is given and whose pointer and length are those of
+    // a slice that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
 }

@@ -141,7 +141,9 @@ impl Source {
 
     /// Writes the conditions if they are others than the object's; returns when to try again.
     async fn tell(&self, theirs: &mut Value, there: bool) -> Option<Instant> {
-        let ours = Status::read(&self.status).and_then(|status| serde_json::to_value(status.conditions).ok())?;
+        // Who stands by leaves the object to the router that works.
+        let ours = Status::read(&self.status).filter(|status| !status.standby)?;
+        let ours = serde_json::to_value(ours.conditions).ok()?;
         if !there || same(&ours, theirs) {
             return None;
         }

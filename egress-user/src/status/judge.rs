@@ -10,6 +10,8 @@ use super::fault::Fault;
 pub struct Picture {
     /// What packets are translated by; none before the first apply.
     pub in_force: Option<InForce>,
+    /// For whom it stands by, in words; none where it does not.
+    pub waiting: Option<String>,
     /// What is the matter.
     pub faults: Vec<Fault>,
     /// What it is on its way to.
@@ -66,10 +68,11 @@ fn verdict(kind: ConditionType, holds: bool, reason: &'static str, message: Stri
 fn available(picture: &Picture, faults: &[Fault]) -> Verdict {
     let no = |reason, message| verdict(ConditionType::Available, false, reason, message);
     let blocking: Vec<&Fault> = faults.iter().filter(|fault| fault.blocks).collect();
-    match (blocking.first(), &picture.in_force) {
-        (Some(first), _) => no(first.reason.name(), sentence(blocking.iter().copied())),
-        (None, None) => no("NotInstalled", "no specification is in force".to_owned()),
-        (None, Some(in_force)) => verdict(ConditionType::Available, true, "Translating", in_force.sentence()),
+    match (blocking.first(), &picture.in_force, &picture.waiting) {
+        (Some(first), ..) => no(first.reason.name(), sentence(blocking.iter().copied())),
+        (None, None, Some(waiting)) => no("Standby", waiting.clone()),
+        (None, None, None) => no("NotInstalled", "no specification is in force".to_owned()),
+        (None, Some(in_force), _) => verdict(ConditionType::Available, true, "Translating", in_force.sentence()),
     }
 }
 
@@ -136,9 +139,19 @@ mod tests {
     }
 
     #[test]
+    fn a_router_that_stands_by_is_not_available_and_well() {
+        let waiting =
+            Picture { waiting: Some("192.168.12.99 is at 02:00:00:00:00:07".to_owned()), ..Picture::default() };
+        assert_eq!(words(&waiting), [(false, "Standby"), (false, "Settled"), (false, "AsSpecified")]);
+        assert!(judge(&waiting)[0].message.contains("02:00:00:00:00:07"));
+        let down = Picture { faults: vec![Fault::blocking(Reason::MasterDown, "up0 is down")], ..waiting };
+        assert_eq!(words(&down), [(false, "MasterDown"), (false, "Settled"), (true, "MasterDown")]);
+    }
+
+    #[test]
     fn a_refused_edit_degrades_and_leaves_it_available() {
         let fault = Fault::new(Reason::SpecificationInvalid, "line 3");
-        let picture = Picture { in_force: Some(in_force()), faults: vec![fault], activity: None };
+        let picture = Picture { in_force: Some(in_force()), faults: vec![fault], ..Picture::default() };
         assert_eq!(words(&picture), [(true, "Translating"), (false, "Settled"), (true, "SpecificationInvalid")]);
     }
 
@@ -150,7 +163,8 @@ mod tests {
             Fault::blocking(Reason::GatewayUnreachable, "192.168.12.1 does not answer"),
             Fault::blocking(Reason::MasterDown, "up0 is down"),
         ];
-        let picture = Picture { in_force: Some(in_force()), faults, activity: Some(Activity::Repairing) };
+        let activity = Some(Activity::Repairing);
+        let picture = Picture { in_force: Some(in_force()), faults, activity, ..Picture::default() };
         assert_eq!(words(&picture), [(false, "MasterDown"), (true, "Repairing"), (true, "MasterDown")]);
         let [available, _, degraded] = judge(&picture);
         assert_eq!(available.message, "up0 is down; 192.168.12.1 does not answer");

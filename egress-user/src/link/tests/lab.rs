@@ -144,6 +144,7 @@ impl Lab {
             external_interface: "net1".to_owned(),
             adopt: false,
             reply_mark: None,
+            standby: false,
         }
     }
 
