@@ -296,8 +296,9 @@ pub struct LinkHop {
 }
 
 /// How long a flow's next hop is used before it is looked up again, if nothing is known to have changed: about four
-/// seconds, as a power of two nanoseconds. The packet that looks it up goes to the neighbour through the kernel, which so keeps
-/// asking whether it is there.
+/// seconds, as a power of two nanoseconds. What another flow with the same ends has looked up within the last second, on the same
+/// CPU, serves as well. The packet that asks the kernel goes to the neighbour through it, so that it keeps asking whether the
+/// neighbour is there.
 pub const HOP_TURN_SHIFT: u32 = 32;
 
 /// In one turn of so many, as a power of two, the other direction's entry is looked at too: about once a minute.

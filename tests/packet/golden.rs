@@ -8,7 +8,7 @@ use std::time::Duration;
 use egress_ebpf::contract::Direction;
 use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
-use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
+use egress_lab::address::{Host, ROUTER, SERVER_1, SERVER_2, SNAT};
 
 use crate::frame::{Body, CLUSTER_MAC, EXTERNAL_MAC, Frame, PEER_MAC, flag, options_header, protocol, routing_header};
 use crate::rig::{
@@ -204,12 +204,11 @@ fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
 fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
     let setup = Setup::default().settings(|settings| settings.redirect = true);
     for family in Family::ALL {
-        rig::with(&setup, |rig| {
-            // For a moment after new tables, every packet looks its next hop up. An emulated machine's clock may be late.
-            sleep(Duration::from_secs(1));
-            for (body, port, target) in
-                [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
-            {
+        for (body, port, target) in [(Body::Tcp(flag::ACK), TCP_MOVED, TCP_TARGET), (Body::Udp, UDP_MOVED, UDP_TARGET)]
+        {
+            rig::with(&setup, |rig| {
+                // For a moment after new tables, every packet looks its next hop up. An emulated machine's clock may be late.
+                sleep(Duration::from_secs(1));
                 let request = Frame::request(client(0, family, PORT), at(ROUTER, family, port), body);
                 let sent = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, target));
                 let hop_less = |frame: &Frame| frame.with(|frame| frame.ttl -= 1);
@@ -244,7 +243,40 @@ fn the_way_past_the_stack_is_both_halves_in_one_and_a_hop_less() {
                     Family::V6 => frame.extensions = vec![options_header(protocol::DESTINATION, 0)],
                 });
                 rig.run(Hook::ClusterIngress, &special.bytes()).is(Verdict::Request);
-            }
+            });
+        }
+    }
+}
+
+#[test]
+fn what_one_flow_has_looked_up_serves_the_next_until_the_network_changes() {
+    for family in Family::ALL {
+        let setup = Setup::fallback(SERVER_2.ip(family)).settings(|settings| settings.redirect = true);
+        rig::with(&setup, |rig| {
+            sleep(Duration::from_secs(1));
+            // A port that no rule has goes to the fallback.
+            let new = |rig: &mut Rig, port: u16, destination: Host| {
+                let (to, target) = if destination == SERVER_1 { (UDP_MOVED, UDP_TARGET) } else { (7777, 7777) };
+                let request = Frame::request(client(0, family, port), at(ROUTER, family, to), Body::Udp);
+                let sent = request.from(at(SNAT, family, port)).to(at(destination, family, target));
+                let run = rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+                // Whose addresses are still the sender's the kernel addresses, later.
+                let by_kernel = run.frame()[..12] == request.bytes()[..12];
+                let left = sent.with(|frame| {
+                    frame.ttl -= 1;
+                    if !by_kernel {
+                        (frame.link_dst, frame.link_src) = (PEER_MAC, EXTERNAL_MAC);
+                    }
+                });
+                run.becomes(&left);
+                by_kernel
+            };
+            assert!(new(rig, 1000, SERVER_1), "nobody knows of a next hop yet");
+            assert!(!new(rig, 1001, SERVER_1));
+            assert!(new(rig, 1002, SERVER_2), "another destination may have another next hop");
+            assert!(!new(rig, 1003, SERVER_2));
+            rig.datapath().refresh_hops().unwrap();
+            assert!(new(rig, 1004, SERVER_1), "the network has changed");
         });
     }
 }

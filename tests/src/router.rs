@@ -22,8 +22,8 @@ use crate::{Lab, netns};
 const BPFFS: &str = "/sys/fs/bpf";
 /// How long the router may take to say that it is ready. Loading on a busy machine is slow; a hang is longer still.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long it may take to end when asked to.
-const END_WITHIN: Duration = Duration::from_secs(20);
+/// How long it may take to end when asked to, or killed: the kernel takes its time where namespaces come and go.
+const END_WITHIN: Duration = Duration::from_secs(60);
 
 /// A router for one lab: its binary, its spec file and its pins. Dropping it ends the agent and takes all away.
 #[derive(Debug)]

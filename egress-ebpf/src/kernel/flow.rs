@@ -186,7 +186,7 @@ pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some(flow) = entry(&work.key) else { return FAILED };
-    hop::refresh(ctx, ifindex, flow, &mut work.neighbour);
+    hop::refresh(ctx, &scene, ifindex, flow, &mut work.neighbour);
     OPENED
 }
 
@@ -197,35 +197,35 @@ pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
 extern "C" fn refresh_flow(ctx: *mut __sk_buff) -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let Some(flow) = entry(&scene.work().key) else { return FAILED };
-    mend_twin(&scene, flow);
+    let Some(twin) = twin_or_mended(&scene, flow) else { return FAILED };
     let work = scene.work();
-    let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return FAILED };
     if work.key.is_request() {
-        hop::refresh_return(ctx, scene.config, twin, &mut work.neighbour);
-        hop::refresh(ctx, scene.config.external_ifindex, flow, &mut work.neighbour);
+        hop::refresh_return(ctx, &scene, twin, &mut work.neighbour);
+        hop::refresh(ctx, &scene, scene.config.external_ifindex, flow, &mut work.neighbour);
     } else {
-        hop::refresh(ctx, scene.config.cluster_ifindex, flow, &mut work.neighbour);
+        hop::refresh(ctx, &scene, scene.config.cluster_ifindex, flow, &mut work.neighbour);
     }
     flow.return_kind = twin.hop_kind;
     twin.return_kind = flow.hop_kind;
     OPENED
 }
 
-/// Puts a lost twin back, from what this entry knows: with the same port, never another.
+/// The other direction's entry. A lost one is put back, from what this entry knows: with the same port, never another.
 #[inline(always)]
-fn mend_twin(scene: &Scene, flow: &Flow) {
+fn twin_or_mended(scene: &Scene, flow: &Flow) -> Option<&'static mut Flow> {
     let work = scene.work();
-    if twin_entry(&mut work.twin_key, &work.key, flow).is_some() {
-        return;
+    if let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) {
+        return Some(twin);
     }
     let key = &work.key;
     let (side, direction) =
         if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
-    let Some(index) = address_index(scene, side, &key.dst) else { return };
+    let index = address_index(scene, side, &key.dst)?;
     let work = scene.work();
     work.flow = flow.reversed(&work.key, Mark::new(direction, index, work.key.dst_port));
     // Another CPU may have been faster.
     let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
+    entry(&work.twin_key)
 }
 
 /// Starts a closed connection's flow anew, under the same translation, for a client that reuses its port.

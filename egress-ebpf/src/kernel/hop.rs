@@ -5,17 +5,18 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_skb_load_bytes};
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Config, Flow, HopKind, LinkHop};
+use egress_ebpf::contract::{Flow, HopKind, LinkHop};
+use egress_ebpf::timeout::SECOND_NS;
 
 use super::family::{Family, V4, V6};
-use super::size;
+use super::maps::{HOPS, KnownHop};
+use super::{Scene, size};
 
 /// The next hop out of `ifindex` by the routing table, and the neighbour that it is. Where there is none, one that was
 /// learned from the wire is kept.
 #[inline(always)]
-pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow, neighbour: &mut Addr) {
-    *neighbour = Addr::UNSPECIFIED;
-    match way(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour) {
+pub(crate) fn refresh(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &mut Flow, neighbour: &mut Addr) {
+    match known_or_found(ctx, scene, ifindex, flow, neighbour) {
         Way::None if flow.hop_kind == HopKind::Link as u8 => {}
         way => take(&way, flow),
     }
@@ -23,17 +24,41 @@ pub(crate) fn refresh(ctx: *mut __sk_buff, ifindex: u32, flow: &mut Flow, neighb
 
 /// The next hop back to the client whose request `ctx` is: by the routing table, else to where the request came from.
 #[inline(always)]
-pub(crate) fn refresh_return(ctx: *mut __sk_buff, config: &Config, flow: &mut Flow, neighbour: &mut Addr) {
-    let way = way(ctx, config.cluster_ifindex, &flow.to_src, &flow.to_dst, neighbour);
+pub(crate) fn refresh_return(ctx: *mut __sk_buff, scene: &Scene, flow: &mut Flow, neighbour: &mut Addr) {
+    let way = known_or_found(ctx, scene, scene.config.cluster_ifindex, flow, neighbour);
     if !matches!(way, Way::None) {
         return take(&way, flow);
     }
     let mut to = [0_u8; 6];
     // SAFETY: the context is valid; the helper writes six bytes into a buffer of six. Offset 6 is the link source.
     if unsafe { bpf_skb_load_bytes(ctx.cast(), 6, to.as_mut_ptr().cast(), 6) } == 0 {
-        flow.hop = LinkHop { to, from: config.cluster_mac };
+        flow.hop = LinkHop { to, from: scene.config.cluster_mac };
         flow.hop_kind = HopKind::Link as u8;
     }
+}
+
+/// How long what one flow looked up serves others with the same ends: long enough for many new flows, and short beside
+/// [`HOP_TURN_SHIFT`](egress_ebpf::contract::HOP_TURN_SHIFT).
+const KNOWN_FOR_NS: u64 = SECOND_NS;
+
+/// The way of a flow's packets, by what is known on this CPU of such packets, or by the routing table. There is no neighbour to
+/// tell of in the first case: the packet that looked it up has told the kernel that somebody speaks to it.
+#[inline(always)]
+fn known_or_found(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &Flow, neighbour: &mut Addr) -> Way {
+    *neighbour = Addr::UNSPECIFIED;
+    let known = HOPS.get_ptr_mut(KnownHop::place(&flow.to_src, &flow.to_dst, ifindex));
+    // SAFETY: the element belongs to this CPU, where a program is not preempted by another.
+    let Some(known) = known.map(|known| unsafe { &mut *known }) else { return Way::None };
+    let is_fresh =
+        known.looked_up_ns >= scene.config.changed_ns && scene.now_ns.saturating_sub(known.looked_up_ns) < KNOWN_FOR_NS;
+    if is_fresh && known.ifindex == ifindex && known.src == flow.to_src && known.dst == flow.to_dst {
+        return Way::Neighbour(known.hop);
+    }
+    let way = find(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour);
+    if let Way::Neighbour(hop) = &way {
+        *known = KnownHop { src: flow.to_src, dst: flow.to_dst, looked_up_ns: scene.now_ns, ifindex, hop: *hop };
+    }
+    way
 }
 
 /// What the routing table says of a destination.
@@ -59,7 +84,7 @@ fn take(way: &Way, flow: &mut Flow) {
 }
 
 #[inline(always)]
-fn way(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr, neighbour: &mut Addr) -> Way {
+fn find(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr, neighbour: &mut Addr) -> Way {
     // SAFETY: every field is a number or an array of numbers.
     let mut route: Route = unsafe { core::mem::zeroed() };
     route.ifindex = ifindex;

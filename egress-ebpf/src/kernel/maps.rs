@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    AddressKey, Config, Counter, EVENTS_BYTES, Flow, FlowKey, FragmentKey, FragmentPorts, MAX_ADDRESSES, MAX_FRAGMENTS,
-    MAX_RULES, PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE, TRACED_BYTES,
+    AddressKey, Config, Counter, EVENTS_BYTES, Flow, FlowKey, FragmentKey, FragmentPorts, LinkHop, MAX_ADDRESSES,
+    MAX_FRAGMENTS, MAX_RULES, PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE, TRACED_BYTES,
 };
 use egress_ebpf::event::{Budget, Filter, Logging, STREAMS, Why};
 use egress_ebpf::ports::Search;
@@ -103,6 +103,37 @@ pub(crate) enum Ports {
     Transport = 1,
     /// An echo identifier: any number.
     Identifier = 2,
+}
+
+/// Next hops that were looked up lately, in the place that [`KnownHop::place`] says. Private to the kernel side.
+#[map]
+pub(crate) static HOPS: PerCpuArray<KnownHop> = PerCpuArray::with_max_entries(KnownHop::PLACES, 0);
+
+/// Element of `HOPS`. One that is another's is simply written over.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct KnownHop {
+    /// Source of the packets.
+    pub(crate) src: Addr,
+    /// Destination of the packets.
+    pub(crate) dst: Addr,
+    /// When it was looked up, monotonic clock.
+    pub(crate) looked_up_ns: u64,
+    /// The interface that they leave by.
+    pub(crate) ifindex: u32,
+    /// How they are addressed there.
+    pub(crate) hop: LinkHop,
+}
+
+impl KnownHop {
+    /// How many are kept on each CPU: a power of two.
+    pub(crate) const PLACES: u32 = 1024;
+
+    /// Where the hop of such packets is.
+    #[inline(always)]
+    pub(crate) const fn place(src: &Addr, dst: &Addr, ifindex: u32) -> u32 {
+        (dst.spread() ^ src.spread().rotate_left(7) ^ ifindex) & (Self::PLACES - 1)
+    }
 }
 
 #[map]
