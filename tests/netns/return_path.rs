@@ -119,7 +119,8 @@ fn the_clients_gateway_may_become_another_one() {
             let (mut connection, _) = rig.tcp(any_port(far_client(family)), 80);
             let (socket, _) = rig.udp(any_port(far_client(family)), 7000);
             change_mac(&rig.client, "c0");
-            connection.exchange(b"after the change").unwrap();
+            let exchanged = connection.exchange(b"after the change");
+            exchanged.unwrap_or_else(|error| panic!("{default:?}, {family}: {error}"));
             let took = recovery(&socket);
             // Without a route, the next request a second after the last tells the new one; with one, the kernel asks.
             assert!(took < Duration::from_secs(15), "{default:?}, {family}: {took:?}");

@@ -277,6 +277,37 @@ fn what_one_flow_has_looked_up_serves_the_next_until_the_network_changes() {
             assert!(!new(rig, 1003, SERVER_2));
             rig.datapath().refresh_hops().unwrap();
             assert!(new(rig, 1004, SERVER_1), "the network has changed");
+            // What was looked up at the moment of the change may be of before.
+            sleep(Duration::from_millis(100));
+            assert!(new(rig, 1005, SERVER_1));
+            assert!(!new(rig, 1006, SERVER_1));
+            sleep(Duration::from_millis(1100));
+            assert!(new(rig, 1007, SERVER_1), "known for a second and no longer");
+            // A flow that is due asks the kernel, which so keeps asking whether the neighbour is there.
+            sleep(Duration::from_millis(4400));
+            assert!(new(rig, 1001, SERVER_1));
+            assert!(!new(rig, 1001, SERVER_1));
+        });
+    }
+}
+
+/// Else a client that changes its link address would be lost for as long as it speaks.
+#[test]
+fn a_request_that_looks_the_way_back_up_leaves_it_to_the_reply_to_tell_the_neighbour() {
+    for family in Family::ALL {
+        let setup = Setup::default().settings(|settings| settings.redirect = true);
+        rig::with(&setup, |rig| {
+            let request = Frame::request(client(0, family, PORT), at(ROUTER, family, UDP_MOVED), Body::Udp);
+            let reply = request.from(at(SNAT, family, PORT)).to(at(SERVER_1, family, UDP_TARGET)).answer();
+            rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+            rig.run(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
+            rig.datapath().refresh_hops().unwrap();
+            sleep(Duration::from_millis(100));
+            rig.run(Hook::ClusterIngress, &request.bytes()).is(Verdict::RequestRedirected);
+            for by_kernel in [true, false] {
+                let run = rig.run(Hook::ExternalIngress, &reply.bytes()).is(Verdict::ReplyRedirected);
+                assert_eq!(run.frame()[..12] == reply.bytes()[..12], by_kernel);
+            }
         });
     }
 }

@@ -186,7 +186,7 @@ pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some(flow) = entry(&work.key) else { return FAILED };
-    hop::refresh(ctx, &scene, ifindex, flow, &mut work.neighbour);
+    hop::refresh(ctx, &scene, ifindex, flow);
     OPENED
 }
 
@@ -200,10 +200,10 @@ extern "C" fn refresh_flow(ctx: *mut __sk_buff) -> u32 {
     let Some(twin) = twin_or_mended(&scene, flow) else { return FAILED };
     let work = scene.work();
     if work.key.is_request() {
-        hop::refresh_return(ctx, &scene, twin, &mut work.neighbour);
-        hop::refresh(ctx, &scene, scene.config.external_ifindex, flow, &mut work.neighbour);
+        hop::refresh_return(ctx, &scene, twin);
+        hop::refresh(ctx, &scene, scene.config.external_ifindex, flow);
     } else {
-        hop::refresh(ctx, &scene, scene.config.cluster_ifindex, flow, &mut work.neighbour);
+        hop::refresh(ctx, &scene, scene.config.cluster_ifindex, flow);
     }
     flow.return_kind = twin.hop_kind;
     twin.return_kind = flow.hop_kind;

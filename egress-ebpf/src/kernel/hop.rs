@@ -12,11 +12,11 @@ use super::family::{Family, V4, V6};
 use super::maps::{HOPS, KnownHop};
 use super::{Scene, size};
 
-/// The next hop out of `ifindex` by the routing table, and the neighbour that it is. Where there is none, one that was
-/// learned from the wire is kept.
+/// The next hop out of `ifindex` of the packet and its flow. The neighbour that it is is then in `WORK`, if the kernel is to be told
+/// that somebody speaks to it. Where there is none, one that was learned from the wire is kept.
 #[inline(always)]
-pub(crate) fn refresh(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &mut Flow, neighbour: &mut Addr) {
-    match known_or_found(ctx, scene, ifindex, flow, neighbour) {
+pub(crate) fn refresh(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &mut Flow) {
+    match known_or_found(ctx, scene, ifindex, flow, Goes::There) {
         Way::None if flow.hop_kind == HopKind::Link as u8 => {}
         way => take(&way, flow),
     }
@@ -24,8 +24,8 @@ pub(crate) fn refresh(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &m
 
 /// The next hop back to the client whose request `ctx` is: by the routing table, else to where the request came from.
 #[inline(always)]
-pub(crate) fn refresh_return(ctx: *mut __sk_buff, scene: &Scene, flow: &mut Flow, neighbour: &mut Addr) {
-    let way = known_or_found(ctx, scene, scene.config.cluster_ifindex, flow, neighbour);
+pub(crate) fn refresh_return(ctx: *mut __sk_buff, scene: &Scene, flow: &mut Flow) {
+    let way = known_or_found(ctx, scene, scene.config.cluster_ifindex, flow, Goes::Elsewhere);
     if !matches!(way, Way::None) {
         return take(&way, flow);
     }
@@ -41,22 +41,38 @@ pub(crate) fn refresh_return(ctx: *mut __sk_buff, scene: &Scene, flow: &mut Flow
 /// [`HOP_TURN_SHIFT`](egress_ebpf::contract::HOP_TURN_SHIFT).
 const KNOWN_FOR_NS: u64 = SECOND_NS;
 
-/// The way of a flow's packets, by what is known on this CPU of such packets, or by the routing table. There is no neighbour to
-/// tell of in the first case: the packet that looked it up has told the kernel that somebody speaks to it.
+/// Whether the packet at hand goes where is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    There,
+    Elsewhere,
+}
+
+/// The way of a flow's packets, by what is known on this CPU of such packets, or by the routing table. A neighbour is told of once:
+/// by the first packet that goes to it.
 #[inline(always)]
-fn known_or_found(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &Flow, neighbour: &mut Addr) -> Way {
+fn known_or_found(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &Flow, goes: Goes) -> Way {
+    let neighbour = &mut scene.work().neighbour;
     *neighbour = Addr::UNSPECIFIED;
     let known = HOPS.get_ptr_mut(KnownHop::place(&flow.to_src, &flow.to_dst, ifindex));
     // SAFETY: the element belongs to this CPU, where a program is not preempted by another.
     let Some(known) = known.map(|known| unsafe { &mut *known }) else { return Way::None };
     let is_fresh =
         known.looked_up_ns >= scene.config.changed_ns && scene.now_ns.saturating_sub(known.looked_up_ns) < KNOWN_FOR_NS;
-    if is_fresh && known.ifindex == ifindex && known.src == flow.to_src && known.dst == flow.to_dst {
-        return Way::Neighbour(known.hop);
-    }
-    let way = find(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour);
-    if let Way::Neighbour(hop) = &way {
-        *known = KnownHop { src: flow.to_src, dst: flow.to_dst, looked_up_ns: scene.now_ns, ifindex, hop: *hop };
+    let is_known = is_fresh && known.ifindex == ifindex && known.src == flow.to_src && known.dst == flow.to_dst;
+    let way = if is_known {
+        Way::Neighbour(known.hop)
+    } else {
+        let way = find(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour);
+        let Way::Neighbour(hop) = way else { return way };
+        let (src, dst, looked_up_ns) = (flow.to_src, flow.to_dst, scene.now_ns);
+        *known = KnownHop { src, dst, looked_up_ns, ifindex, hop, untold: *neighbour };
+        way
+    };
+    *neighbour = Addr::UNSPECIFIED;
+    if goes == Goes::There {
+        *neighbour = known.untold;
+        known.untold = Addr::UNSPECIFIED;
     }
     way
 }

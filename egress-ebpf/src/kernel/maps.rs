@@ -123,6 +123,8 @@ pub(crate) struct KnownHop {
     pub(crate) ifindex: u32,
     /// How they are addressed there.
     pub(crate) hop: LinkHop,
+    /// The neighbour that this is, until a packet has gone to it by the kernel, which then asks whether it is still there.
+    pub(crate) untold: Addr,
 }
 
 impl KnownHop {
