@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::Keeper;
 use crate::agent::error::Chain;
 use crate::agent::{AgentError, fault};
-use crate::compile::MacvlanMode;
+use crate::compile::{Desired, MacvlanMode};
 use crate::link::{Conflict, Heard, Inquiry, LinkError, Mac, Place};
 use crate::status::Fault;
 
@@ -123,11 +123,6 @@ impl Standby {
     fn own(&self) -> Mac {
         self.inquiry.as_ref().map_or(Mac::BROADCAST, Inquiry::own)
     }
-
-    /// The master that it asks from, while somebody answers there: so it works.
-    fn answering_master(&self) -> Option<String> {
-        self.inquiry.as_ref().filter(|_| self.case.rounds == 0).map(|inquiry| inquiry.master().to_owned())
-    }
 }
 
 /// What follows from a round.
@@ -164,11 +159,11 @@ impl Keeper {
 
     fn wait(&mut self, standby: &mut Standby) -> Step {
         let addresses = self.addresses();
-        // A master that is missing, down or without carrier, or an address that the node itself has, is found by the plan.
-        let master = standby.answering_master().map_or_else(|| Ok(self.router.plan(&self.desired)?.master), Ok);
-        let heard = master.and_then(|master| {
-            let heard = standby.listen(self.router.place(), &master, &addresses)?;
-            self.master = master;
+        // What would keep it from taking over is found by the plan: a master that is missing, down or without carrier, a
+        // cluster interface that is gone, an address that the node itself has.
+        let heard = self.router.plan(&self.desired).and_then(|plan| {
+            let heard = standby.listen(self.router.place(), &plan.master, &addresses)?;
+            self.master = plan.master;
             Ok(heard)
         });
         let heard = match heard {
@@ -266,6 +261,26 @@ impl Keeper {
         Ok(true)
     }
 
+    /// What an earlier agent left cannot be put right: nobody would know whether it works, so others may take over.
+    pub(super) fn gives_up(&mut self, failed: &AgentError) -> Result<(), AgentError> {
+        warn!("takes away what an earlier agent left, and stands by: {}", Chain(failed));
+        self.take_away()?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Whether an edit could not be applied because another router of the same identity, which read it earlier, has its
+    /// addresses already.
+    pub(super) fn comes_second(&self, edit: &Desired, failed: &AgentError) -> bool {
+        let conflicts = failed.conflicts();
+        if self.standby.is_none() || conflicts.is_empty() {
+            return false;
+        }
+        let own = self.router.plan(edit).map(|plan| plan.mac);
+        edit.link.mode == MacvlanMode::Passthru
+            || own.is_ok_and(|own| conflicts.iter().any(|conflict| conflict.holder == own))
+    }
+
     fn take_addresses(&mut self) {
         info!("nobody answers for the router's addresses: it takes over");
         match self.router.apply(&self.desired) {
@@ -283,7 +298,7 @@ impl Keeper {
     }
 
     /// Takes the router away, and waits.
-    fn give_way(&mut self, why: &str) {
+    pub(super) fn give_way(&mut self, why: &str) {
         warn!("gives way and stands by: {why}");
         if let Err(failed) = self.take_away() {
             // It is tried again in the next round.
