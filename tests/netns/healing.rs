@@ -101,6 +101,11 @@ fn a_restart_of_the_agent_is_no_transition() {
     }
     // What has changed meanwhile is told as before.
     watched.rig.router.kill().unwrap();
+    watched.rig.router.delete().unwrap();
+    watched.rig.router.start().unwrap();
+    watched.assert_well();
+    assert_ne!(fs::read_to_string(&watched.status).unwrap(), before, "it was away");
+    watched.rig.router.kill().unwrap();
     watched.rig.node.ip(["link", "set", "up0", "down"]).unwrap();
     watched.rig.router.start().unwrap();
     watched.wait(TIMEOUT, "Available", "False", "MasterDown");
@@ -218,8 +223,30 @@ fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
     }
 }
 
+#[test]
+fn a_datapath_whose_pins_are_all_taken_away_goes_on_with_its_flows() {
+    let rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None));
+    let _servers = Family::ALL
+        .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    for _ in 0..3 {
+        udp.iter().for_each(LiveUdp::wait);
+        fs::remove_dir_all(rig.router.bpffs()).unwrap();
+        wait_until("the datapath to be pinned again", TIMEOUT, || rig.router.report("flows").is_ok()).unwrap();
+        udp.iter().for_each(LiveUdp::wait);
+        tcp.iter().for_each(LiveTcp::wait);
+    }
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
+}
+
 /// "This address is at my MAC", from another host: an ARP request for its own address, or a neighbour advertisement.
-fn claim(holder: [u8; 6], address: IpAddr) -> Vec<u8> {
+pub(crate) fn claim(holder: [u8; 6], address: IpAddr) -> Vec<u8> {
     let mut frame = Vec::new();
     match address {
         IpAddr::V4(ip) => {
