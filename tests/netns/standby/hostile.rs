@@ -57,6 +57,8 @@ fn who_has_the_address_in_another_vlan_of_the_same_wire_has_it_not_here() {
             panic!("{error:#}: {}\n{}", pair.second.condition("Available"), pair.second.router.stderr())
         });
     });
+    let warned: Vec<_> = pair.second.router.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+    assert!(warned.is_empty(), "{warned:#?}");
     pair.assert_works(SECOND_ROUTER);
 }
 
