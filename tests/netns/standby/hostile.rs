@@ -57,7 +57,8 @@ fn who_has_the_address_in_another_vlan_of_the_same_wire_has_it_not_here() {
             panic!("{error:#}: {}\n{}", pair.second.condition("Available"), pair.second.router.stderr())
         });
     });
-    let warned: Vec<_> = pair.second.router.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+    let warned: Vec<_> =
+        pair.second.router.stderr().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
     assert!(warned.is_empty(), "{warned:#?}");
     pair.assert_works(SECOND_ROUTER);
 }
@@ -73,6 +74,32 @@ fn a_flood_of_claims_does_not_take_the_agent_away_from_its_work() {
         }
     });
     assert!(pair.first.works() && pair.second.is("Available", "False", "Standby"), "{}", pair.told());
+}
+
+#[test]
+fn who_feigns_to_be_another_router_wins_no_more_than_the_time_that_he_does() {
+    let pair = Pair::settled();
+    let own = pair.lab.router.mac("net1").unwrap();
+    let frames = SNAT.both().map(|address| claim(own, address));
+    during(&pair.lab.outside, "s0", &frames, Some(Duration::from_millis(100)), || {
+        wait_until("the first to give way", TIMEOUT, || !pair.first.works())
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", pair.told()));
+    });
+    pair.wait_for_one();
+    pair.assert_one_stays();
+}
+
+#[test]
+fn an_interface_that_is_deleted_by_hand_leaves_one_router() {
+    let pair = Pair::settled();
+    for _ in 0..3 {
+        let works = if pair.first.works() { &pair.lab.router } else { &pair.nodes().router };
+        works.ip(["link", "delete", "net1"]).unwrap();
+        wait_until("a router to have it", TIMEOUT, || has_net1(&pair.lab.router) || has_net1(&pair.nodes().router))
+            .unwrap();
+        pair.wait_for_one();
+    }
+    pair.assert_one_stays();
 }
 
 #[test]
