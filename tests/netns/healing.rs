@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{GATEWAY, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::address::{GATEWAY, ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::inject::Injector;
 use egress_lab::{Family, Options, bpf, wait_until};
 use etherparse::{Icmpv6Type, PacketBuilder};
@@ -126,6 +126,30 @@ fn a_master_that_goes_down_is_told_at_once_and_what_it_took_is_put_back() {
     watched.rig.node.ip(["link", "set", "up0", "up"]).unwrap();
     watched.assert_well();
     assert_ne!(watched.condition("Available")["lastTransitionTime"], since);
+}
+
+#[test]
+fn a_cluster_interface_that_is_deleted_is_told_and_served_when_it_is_made_again() {
+    let watched = Watched::start();
+    watched.assert_well();
+    let lab: &egress_lab::Lab = &watched.rig;
+    for _ in 0..2 {
+        lab.router.ip(["link", "delete", "eth0"]).unwrap();
+        watched.wait(AT_ONCE, "Available", "False", "InterfaceMissing");
+        lab.router
+            .ip(["link", "add", "eth0", "type", "veth", "peer", "name", "c0", "netns", lab.client.name()])
+            .unwrap();
+        for (netns, device, hosts) in
+            [(&lab.client, "c0", vec![client(0), client(1)]), (&lab.router, "eth0", vec![ROUTER])]
+        {
+            for host in hosts {
+                netns.ip(["address", "add", &format!("{}/24", host.v4), "dev", device]).unwrap();
+                netns.ip(["address", "add", &format!("{}/64", host.v6), "dev", device, "nodad"]).unwrap();
+            }
+            netns.ip(["link", "set", device, "up"]).unwrap();
+        }
+        watched.assert_well();
+    }
 }
 
 #[test]

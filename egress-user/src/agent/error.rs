@@ -88,6 +88,11 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// Whether the cluster's interface is missing, without which nothing is translated.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        matches!(self, Self::Link(LinkError::NoClusterInterface { .. }))
+    }
+
     /// Who has the addresses because of which it failed.
     pub(super) fn conflicts(&self) -> &[Conflict] {
         match self {

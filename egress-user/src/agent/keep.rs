@@ -348,6 +348,9 @@ impl Keeper {
     fn look(&mut self) {
         let observed = match self.router.observe() {
             Ok(observed) => observed,
+            Err(failed) if failed.is_of_cluster() => {
+                return self.find(vec![Fault::blocking(Reason::InterfaceMissing, failed.to_string())]);
+            }
             Err(failed) => return warn!("look at the interfaces: {}", Chain(&failed)),
         };
         let gateways = health::gateways(&observed);
@@ -377,6 +380,11 @@ impl Keeper {
             Ok(strangers) => found.extend(health::strangers(&strangers)),
             Err(failed) => debug!("look for programs of others: {}", Chain(&failed)),
         }
+        self.find(found);
+    }
+
+    /// This is the matter now.
+    fn find(&mut self, found: Vec<Fault>) {
         for new in found.iter().filter(|new| !self.found.contains(new)) {
             warn!(reason = %new.reason, "{new}");
         }

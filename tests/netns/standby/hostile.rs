@@ -90,6 +90,17 @@ fn who_feigns_to_be_another_router_wins_no_more_than_the_time_that_he_does() {
 }
 
 #[test]
+fn who_cannot_be_reached_by_clients_any_more_gives_way() {
+    let pair = Pair::settled();
+    pair.lab.router.ip(["link", "delete", "eth0"]).unwrap();
+    wait_until("the second to work", TIMEOUT, || pair.second.works())
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", pair.told()));
+    assert!(!has_net1(&pair.lab.router), "{}", pair.told());
+    assert!(pair.first.condition("Available")["message"].to_string().contains("eth0"), "{}", pair.told());
+    pair.assert_works(SECOND_ROUTER);
+}
+
+#[test]
 fn an_interface_that_is_deleted_by_hand_leaves_one_router() {
     let pair = Pair::settled();
     for _ in 0..3 {

@@ -6,8 +6,9 @@
 //!
 //! - Who waits has nothing in the router's namespace. When nobody has answered for a whole probe, it takes the addresses: an
 //!   ordinary first apply.
-//! - Who works gives way, that is, takes everything away and waits, when its link has lost the carrier or when another answers
-//!   for the addresses, too: a network that was in two has healed.
+//! - Who works gives way, that is, takes everything away and waits, when its link has lost the carrier, when the cluster's
+//!   interface is gone, or when another answers for the addresses, too: a network that was in two has healed, or both were
+//!   moved by an edit that reached one of them first.
 //! - When several could do the same at once, the one with the lowest master's MAC takes, or keeps, the addresses, and the
 //!   others leave it a bounded number of rounds to do so. So neither nobody nor two is a state that lasts.
 
@@ -33,7 +34,7 @@ const SILENT: u32 = 3;
 const TURN: u32 = 3;
 /// Most turns that are left to others, however many ask.
 const TURNS: usize = 3;
-/// Looks at a link without carrier after which it is lost, and no flutter.
+/// Looks at a link without carrier, or in vain for one, after which it is lost, and no flutter.
 const DARK: u32 = 2;
 /// Rounds in which another is heard after which it is there, and no frame of one's own that came round.
 const CONTESTED: u32 = 2;
@@ -191,8 +192,9 @@ impl Keeper {
     }
 
     fn hold(&mut self, standby: &mut Standby) -> Step {
-        let external = match self.router.observe() {
-            Ok(observed) => observed.external,
+        let (external, lost) = match self.router.observe() {
+            Ok(observed) => (observed.external, "its external interface has lost its carrier".to_owned()),
+            Err(failed) if failed.is_of_cluster() => (None, failed.to_string()),
             Err(failed) => {
                 warn!("look at the interfaces: {}", Chain(&failed));
                 return Step::Stay;
@@ -201,7 +203,7 @@ impl Keeper {
         let lit = external.as_ref().is_some_and(|external| external.up && external.lower_up);
         standby.dark = if lit { 0 } else { standby.dark + 1 };
         if standby.dark >= DARK {
-            return Step::GiveWay("its external interface has lost its carrier".to_owned());
+            return Step::GiveWay(lost);
         }
         let addresses = self.addresses();
         let heard = match standby.listen(self.router.place(), &self.master, &addresses) {
