@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use egress_lab::address::{GATEWAY, ROUTER, SERVER_1, SERVER_2, SNAT, client};
@@ -267,6 +268,28 @@ fn a_datapath_whose_pins_are_all_taken_away_goes_on_with_its_flows() {
     for live in udp {
         live.finish();
     }
+}
+
+#[test]
+fn packets_pass_while_the_bpf_file_system_is_unmounted_under_the_agent() {
+    let mut rig = Rig::prepare(&Options::default(), &Spec::new().udp(7000, SERVER_1, None), &[]);
+    // With a BPF file system of its own, which nobody else has mounted.
+    rig.router.run_through("exec unshare --mount sh -c 'mount -t bpf bpf /sys/fs/bpf && exec \"$@\"' sh \"$@\"");
+    rig.router.start().unwrap();
+    let _servers = Family::ALL.map(|family| rig.udp_server(at(SERVER_1, family, 7000)));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let pid = rig.router.pid().unwrap().to_string();
+    run(Command::new("nsenter").args(["-t", &pid, "-m", "umount", "--lazy", "/sys/fs/bpf"])).assert_done();
+    let since = Instant::now();
+    wait_until("a few repairs", TIMEOUT, || since.elapsed() > Duration::from_secs(4)).unwrap();
+    for family in Family::ALL {
+        rig.udp(at(client(1), family, 0), 7000);
+    }
+    udp.iter().for_each(LiveUdp::wait);
+    for live in udp {
+        live.finish();
+    }
+    assert!(rig.router.stderr().contains("the system ha"), "it did not notice: {}", rig.router.stderr());
 }
 
 /// "This address is at my MAC", from another host: an ARP request for its own address, or a neighbour advertisement.
