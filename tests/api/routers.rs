@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use egress_lab::address::{GATEWAY, Host, ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::endpoint::any_port;
@@ -159,6 +159,10 @@ struct Agent(Child);
 
 impl Agent {
     fn start(place: &Place, kubectl: &Kubectl) -> Self {
+        Self::with(place, kubectl, "mirror", &[])
+    }
+
+    fn with(place: &Place, kubectl: &Kubectl, mirror: &str, arguments: &[&str]) -> Self {
         let router = format!("{}/r", kubectl.namespace());
         let mut command = Command::new(binary().unwrap());
         command
@@ -166,7 +170,8 @@ impl Agent {
             .arg("--api")
             .arg(kubectl.kubeconfig())
             .arg("--mirror")
-            .arg(kubectl.home().join("mirror"))
+            .arg(kubectl.home().join(mirror))
+            .args(arguments)
             .args(place.arguments())
             .stdout(Stdio::null());
         Self(command.spawn().unwrap())
@@ -212,6 +217,29 @@ fn an_agent_survives_its_api() {
     kubectl.says(&["patch", "egressrouter", "r", "--type=json", "-p", &to(SERVER_2)], "", "patched");
     place.reaches(Some(SERVER_2));
     agent.terminate();
+}
+
+#[test]
+fn two_agents_that_work_for_one_object_do_not_write_its_status_in_turns_for_ever() {
+    // Two networks: neither hears the other, as when one network has fallen in two.
+    let (one, other) = (Place::new(), Place::new());
+    let server = Server::start(&[]);
+    let kubectl = Kubectl::new(&server);
+    kubectl.says(&["apply", "-f", "-"], &manifest(SERVER_1), "created");
+    let agents = [(&one, "one"), (&other, "other")].map(|(place, mirror)| {
+        let agent = Agent::with(place, &kubectl, mirror, &["--standby"]);
+        place.reaches(Some(SERVER_1));
+        agent
+    });
+    let version = || -> u64 {
+        kubectl.ok(&["get", "egressrouter", "r", "-o", "jsonpath={.metadata.resourceVersion}"]).trim().parse().unwrap()
+    };
+    let (before, since) = (version(), Instant::now());
+    wait_until("a while to pass", WITHIN, || since.elapsed() > Duration::from_secs(5)).unwrap();
+    let writes = version() - before;
+    assert!(writes < 10, "{writes} writes within 5 seconds");
+    kubectl.says(&["get", "egressrouters"], "", "Available   True");
+    agents.into_iter().for_each(Agent::terminate);
 }
 
 /// A namespace of a cluster that somebody else runs. What was made there goes when it does.

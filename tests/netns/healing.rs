@@ -3,9 +3,10 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{GATEWAY, SERVER_1, SERVER_2, SNAT, client};
+use egress_lab::address::{GATEWAY, ROUTER, SERVER_1, SERVER_2, SNAT, client};
 use egress_lab::inject::Injector;
 use egress_lab::{Family, Options, bpf, wait_until};
 use etherparse::{Icmpv6Type, PacketBuilder};
@@ -101,6 +102,11 @@ fn a_restart_of_the_agent_is_no_transition() {
     }
     // What has changed meanwhile is told as before.
     watched.rig.router.kill().unwrap();
+    watched.rig.router.delete().unwrap();
+    watched.rig.router.start().unwrap();
+    watched.assert_well();
+    assert_ne!(fs::read_to_string(&watched.status).unwrap(), before, "it was away");
+    watched.rig.router.kill().unwrap();
     watched.rig.node.ip(["link", "set", "up0", "down"]).unwrap();
     watched.rig.router.start().unwrap();
     watched.wait(TIMEOUT, "Available", "False", "MasterDown");
@@ -121,6 +127,30 @@ fn a_master_that_goes_down_is_told_at_once_and_what_it_took_is_put_back() {
     watched.rig.node.ip(["link", "set", "up0", "up"]).unwrap();
     watched.assert_well();
     assert_ne!(watched.condition("Available")["lastTransitionTime"], since);
+}
+
+#[test]
+fn a_cluster_interface_that_is_deleted_is_told_and_served_when_it_is_made_again() {
+    let watched = Watched::start();
+    watched.assert_well();
+    let lab: &egress_lab::Lab = &watched.rig;
+    for _ in 0..2 {
+        lab.router.ip(["link", "delete", "eth0"]).unwrap();
+        watched.wait(AT_ONCE, "Available", "False", "InterfaceMissing");
+        lab.router
+            .ip(["link", "add", "eth0", "type", "veth", "peer", "name", "c0", "netns", lab.client.name()])
+            .unwrap();
+        for (netns, device, hosts) in
+            [(&lab.client, "c0", vec![client(0), client(1)]), (&lab.router, "eth0", vec![ROUTER])]
+        {
+            for host in hosts {
+                netns.ip(["address", "add", &format!("{}/24", host.v4), "dev", device]).unwrap();
+                netns.ip(["address", "add", &format!("{}/64", host.v6), "dev", device, "nodad"]).unwrap();
+            }
+            netns.ip(["link", "set", device, "up"]).unwrap();
+        }
+        watched.assert_well();
+    }
 }
 
 #[test]
@@ -218,8 +248,52 @@ fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
     }
 }
 
+#[test]
+fn a_datapath_whose_pins_are_all_taken_away_goes_on_with_its_flows() {
+    let rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None));
+    let _servers = Family::ALL
+        .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
+    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    for _ in 0..3 {
+        udp.iter().for_each(LiveUdp::wait);
+        fs::remove_dir_all(rig.router.bpffs()).unwrap();
+        wait_until("the datapath to be pinned again", TIMEOUT, || rig.router.report("flows").is_ok()).unwrap();
+        udp.iter().for_each(LiveUdp::wait);
+        tcp.iter().for_each(LiveTcp::wait);
+    }
+    for live in tcp {
+        live.finish();
+    }
+    for live in udp {
+        live.finish();
+    }
+}
+
+#[test]
+fn packets_pass_while_the_bpf_file_system_is_unmounted_under_the_agent() {
+    let mut rig = Rig::prepare(&Options::default(), &Spec::new().udp(7000, SERVER_1, None), &[]);
+    // With a BPF file system of its own, which nobody else has mounted.
+    rig.router.run_through("exec unshare --mount sh -c 'mount -t bpf bpf /sys/fs/bpf && exec \"$@\"' sh \"$@\"");
+    rig.router.start().unwrap();
+    let _servers = Family::ALL.map(|family| rig.udp_server(at(SERVER_1, family, 7000)));
+    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let pid = rig.router.pid().unwrap().to_string();
+    run(Command::new("nsenter").args(["-t", &pid, "-m", "umount", "--lazy", "/sys/fs/bpf"])).assert_done();
+    let since = Instant::now();
+    wait_until("a few repairs", TIMEOUT, || since.elapsed() > Duration::from_secs(4)).unwrap();
+    for family in Family::ALL {
+        rig.udp(at(client(1), family, 0), 7000);
+    }
+    udp.iter().for_each(LiveUdp::wait);
+    for live in udp {
+        live.finish();
+    }
+    assert!(rig.router.stderr().contains("the system ha"), "it did not notice: {}", rig.router.stderr());
+}
+
 /// "This address is at my MAC", from another host: an ARP request for its own address, or a neighbour advertisement.
-fn claim(holder: [u8; 6], address: IpAddr) -> Vec<u8> {
+pub(crate) fn claim(holder: [u8; 6], address: IpAddr) -> Vec<u8> {
     let mut frame = Vec::new();
     match address {
         IpAddr::V4(ip) => {

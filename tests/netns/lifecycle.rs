@@ -97,9 +97,9 @@ fn the_agent_repairs_drift() {
     .unwrap_or_else(|error| panic!("{error:#}: {:#?}", running.differences(&System::of(&lab, &router).without(pins))));
     assert_works(&lab, SNAT);
 
-    // All pins at once: nothing of the old datapath is left.
+    // All pins at once, which other commands find it by.
     fs::remove_dir_all(router.bpffs()).unwrap();
-    wait_until("the agent to make the datapath again", Duration::from_secs(15), || router.report("rules").is_ok())
+    wait_until("the agent to pin the datapath again", Duration::from_secs(15), || router.report("rules").is_ok())
         .unwrap();
     wait_until("the programs to be attached", WITHIN, || plan(&router).stdout.contains(NOTHING)).unwrap();
     assert_works(&lab, SNAT);

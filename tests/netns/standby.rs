@@ -1,11 +1,13 @@
 //! Two agents of one specification on two nodes: one works, and the other takes over when it does not.
 
+mod hostile;
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{Host, ON_LINK, ROUTER, SECOND_ROUTER, SERVER_1, SNAT, client, second_pod};
+use egress_lab::address::{Host, ON_LINK, ROUTER, SECOND_ROUTER, SERVER_1, SNAT, client, external, second_pod};
 use egress_lab::capture::{Capture, Tap};
 use egress_lab::detector::Detector;
 use egress_lab::inject::Injector;
@@ -27,6 +29,9 @@ use crate::system::{System, assert_same};
 const GAP: Duration = Duration::from_secs(15);
 /// As long as a test looks on whether what has settled stays so: longer than any router waits for another.
 const SETTLED: Duration = Duration::from_secs(8);
+
+/// Where an edit moves the router to.
+const MOVED: Host = external(98);
 
 /// One agent of the two.
 struct Member {
@@ -96,7 +101,7 @@ impl Pair {
     fn of(text: &Text, arguments: &[&str]) -> Self {
         let lab = Lab::build(&Options { second_node: true, ..Options::default() }).unwrap();
         let files = tempfile::tempdir().unwrap();
-        let detector = Detector::start(&lab, SNAT.both()).unwrap();
+        let detector = Detector::start(&lab, SNAT.both().into_iter().chain(MOVED.both())).unwrap();
         let first = Member::new(&lab, &files, "first", &text.yaml(), arguments);
         let mut second = Member::new(&lab, &files, "second", &text.yaml(), arguments);
         second.router = second.router.on_second_node(&lab).unwrap();

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::privilege::Capability;
 use crate::compile::RouterName;
 use crate::datapath::DatapathError;
-use crate::link::LinkError;
+use crate::link::{Conflict, LinkError};
 
 /// An error of the agent.
 #[derive(Debug, Error)]
@@ -85,6 +85,22 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl AgentError {
+    /// Whether the cluster's interface is missing, without which nothing is translated.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        matches!(self, Self::Link(LinkError::NoClusterInterface { .. }))
+    }
+
+    /// Who has the addresses because of which it failed.
+    pub(super) fn conflicts(&self) -> &[Conflict] {
+        match self {
+            Self::Link(error) => error.conflicts(),
+            Self::NotUndone { failed, .. } => failed.conflicts(),
+            _ => &[],
+        }
+    }
 }
 
 fn names(capabilities: &[Capability]) -> String {

@@ -38,6 +38,7 @@ fn link_reason(error: &LinkError) -> Reason {
         LinkError::MasterMissing { .. } | LinkError::MasterUnknown { .. } => Reason::MasterMissing,
         LinkError::MasterUnfit { fault: MasterFault::Down | MasterFault::NoCarrier, .. } => Reason::MasterDown,
         LinkError::Apply { source, .. } => link_reason(source),
+        LinkError::NoClusterInterface { .. } => Reason::InterfaceMissing,
         _ => Reason::NotApplied,
     }
 }

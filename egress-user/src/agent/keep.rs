@@ -96,8 +96,11 @@ impl Keeper {
     pub(super) fn new(router: Router, desired: Desired, options: Options) -> Self {
         let flow_log = options.flow_log.as_deref().map(|file| FlowLog::start(file, router.logging().rate));
         let standby = options.standby.then(Standby::default);
-        // An earlier agent's router has gone on without it: what is as it was has not changed because of a restart.
-        let before = Status::read(router.status_file()).filter(|before| before.router == desired.router);
+        // An earlier agent's router has gone on without it: what is as it was has not changed because of a restart. Of one
+        // that was taken away meanwhile nothing holds that was said.
+        let before = Status::read(router.status_file())
+            .filter(|before| before.router == desired.router)
+            .filter(|before| (before.standby && options.standby) || router.goes_on());
         Self {
             router,
             desired,
@@ -137,6 +140,7 @@ impl Keeper {
                 self.succeeded(&applied);
                 Ok(())
             }
+            Err(failed) if self.is_standby() => self.gives_up(&failed),
             Err(failed) => {
                 self.drifted = Some(fault::of_repair("the specification could not be applied", &failed));
                 self.tell();
@@ -176,6 +180,12 @@ impl Keeper {
                 self.desired = new;
                 self.accept();
                 self.succeeded(&applied);
+            }
+            Err(failed) if self.comes_second(&new, &failed) => {
+                self.desired = new;
+                self.accept();
+                self.give_way(&Chain(&failed).to_string());
+                self.tell();
             }
             Err(failed) => self.refuse("edit not applied, the last good specification stays in force", &failed),
         }
@@ -338,6 +348,9 @@ impl Keeper {
     fn look(&mut self) {
         let observed = match self.router.observe() {
             Ok(observed) => observed,
+            Err(failed) if failed.is_of_cluster() => {
+                return self.find(vec![Fault::blocking(Reason::InterfaceMissing, failed.to_string())]);
+            }
             Err(failed) => return warn!("look at the interfaces: {}", Chain(&failed)),
         };
         let gateways = health::gateways(&observed);
@@ -367,6 +380,11 @@ impl Keeper {
             Ok(strangers) => found.extend(health::strangers(&strangers)),
             Err(failed) => debug!("look for programs of others: {}", Chain(&failed)),
         }
+        self.find(found);
+    }
+
+    /// This is the matter now.
+    fn find(&mut self, found: Vec<Fault>) {
         for new in found.iter().filter(|new| !self.found.contains(new)) {
             warn!(reason = %new.reason, "{new}");
         }

@@ -66,7 +66,7 @@ enum Before {
 pub struct Applied {
     /// Changes of the link, in order.
     pub link: Vec<Change>,
-    /// Whether a program was attached or replaced.
+    /// Whether a program was attached or replaced, or something of the datapath pinned again.
     pub programs: bool,
     /// Whether the tables changed.
     pub tables: bool,
@@ -141,6 +141,11 @@ impl Router {
         let is_global = |ip: IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
         let external = self.observe()?.external;
         Ok(external.is_some_and(|external| external.addresses.iter().any(|held| is_global(held.net.addr()))))
+    }
+
+    /// Whether it has gone on without an agent.
+    pub(super) fn goes_on(&self) -> bool {
+        self.has_addresses().unwrap_or(false) && self.unattached().is_ok_and(|missing| missing.is_empty())
     }
 
     /// Whether these hosts on the external network answer; asks those again that the kernel is not sure of.
@@ -264,10 +269,10 @@ impl Router {
         self.lock()?;
         let plan = self.plan(desired)?;
         self.probe_early(&plan)?;
-        // Pins that somebody took away took the programs along: only a new datapath can help.
-        let kept = self.datapath.take().filter(Datapath::is_pinned);
-        let was_running = kept.is_some();
-        let mut datapath = match kept {
+        // Held open, it goes on whatever becomes of its pins.
+        let pinned = self.datapath.as_ref().map_or(Ok(false), Datapath::pin_again)?;
+        let was_running = self.datapath.is_some();
+        let mut datapath = match self.datapath.take() {
             Some(datapath) => datapath,
             None => Datapath::load(self.pins.clone(), self.setup.settings.flows)?,
         };
@@ -291,7 +296,7 @@ impl Router {
         match self.bring_up(&mut datapath, &mut link, desired) {
             Ok(applied) => {
                 self.datapath = Some(datapath);
-                Ok(Applied { loaded: !was_running, ..applied })
+                Ok(Applied { loaded: !was_running, programs: applied.programs || pinned, ..applied })
             }
             Err(failed) => {
                 // No packet by the new tables while the link becomes again what it was.
@@ -417,13 +422,14 @@ impl Router {
     /// All of them, in one: a failure does not keep the rest from being taken away.
     pub fn delete(&mut self) -> Result<bool, AgentError> {
         self.lock()?;
-        self.datapath = None;
         let mut errors = Vec::new();
         // The link first: as long as there are addresses and forwarding, the programs stay.
         let link = link::delete(&self.setup.place, &self.record).unwrap_or_else(|failed| {
             errors.extend(failed.into_iter().map(AgentError::from));
             Vec::new()
         });
+        // Held open, it would go on without its pins.
+        self.datapath = None;
         let datapath = self.delete_datapath().unwrap_or_else(|failed| {
             errors.extend(failed);
             false

@@ -232,9 +232,24 @@ impl Datapath {
         Ok(strangers)
     }
 
-    /// Whether every map is where [`load`](Self::load) left its pin.
-    pub fn is_pinned(&self) -> bool {
-        map::ALL.iter().all(|name| self.pins.map(name).exists())
+    /// Pins again what maps somebody has unpinned, with all that is in them. Returns whether there were any.
+    ///
+    /// # Errors
+    ///
+    /// When there is nowhere to pin them, or the kernel does not let it; they serve their programs as before.
+    pub fn pin_again(&self) -> Result<bool, DatapathError> {
+        let mut any = false;
+        for name in map::ALL {
+            let pin = self.pins.map(name);
+            if pin.exists() {
+                continue;
+            }
+            self.pins.create()?;
+            let map = self.ebpf.map(name).ok_or(DatapathError::Missing { kind: "map", name })?;
+            map.pin(&pin).map_err(|source| attach::pin_error("pin map", &pin, source))?;
+            any = true;
+        }
+        Ok(any)
     }
 
     /// Programs that are not attached, with the interface that each is missing on. To be called on a thread inside the

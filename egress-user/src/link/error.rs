@@ -355,6 +355,18 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
+impl LinkError {
+    /// Who has the addresses because of which it failed.
+    #[must_use]
+    pub fn conflicts(&self) -> &[Conflict] {
+        match self {
+            Self::Conflict(conflicts) => conflicts,
+            Self::Apply { source, .. } => source.conflicts(),
+            _ => &[],
+        }
+    }
+}
+
 fn not_undone_note(errors: &[LinkError]) -> String {
     if errors.is_empty() { String::new() } else { format!(" (and could not undo: {})", list(errors)) }
 }

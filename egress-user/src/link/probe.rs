@@ -22,6 +22,9 @@ const PROBES: u32 = 3;
 /// link answers in milliseconds.
 const INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 300 });
 
+/// Frames that are read at a time: a flood that comes faster than it is read does not keep the reader for ever.
+const MOST_FRAMES: usize = 4096;
+
 /// Sends three probes for each address within a second from an interface of the router's, listening for whoever has one
 /// or is about to take it (but in [`Place::standby`], where others ask all the time).
 ///
@@ -109,10 +112,11 @@ impl Listeners {
         }
     }
 
-    /// Tells what is said in the frames that have come already.
+    /// Tells what is said in the frames that have come already; of a flood, in more than the kernel keeps.
     pub(super) fn drain(&self, hear: &mut impl FnMut(Claim)) -> io::Result<()> {
         for socket in [&self.arp, &self.ipv6] {
-            while let Some(frame) = receive(socket)? {
+            for _ in 0..MOST_FRAMES {
+                let Some(frame) = receive(socket)? else { break };
                 frame::claim(&frame).into_iter().for_each(&mut *hear);
             }
         }

@@ -38,7 +38,8 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// A raw packet socket that receives frames of one EtherType from one interface, multicast to any group included,
 /// and sends whole frames out of it. Of IPv6 it receives neighbour solicitations and advertisements only: a node's other
-/// traffic would crowd them out.
+/// traffic would crowd them out. Nothing comes of what the stack itself would not take, as are frames of VLANs that have no
+/// interface here: their tag is gone when a packet socket sees them.
 ///
 /// # Errors
 /// `EPERM` without `CAP_NET_RAW`; `ENETDOWN` when the interface is down.
@@ -50,9 +51,7 @@ pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd>
     let fd = Errno::result(fd)?;
     // SAFETY: the descriptor was just made and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    if ethertype == ETH_IPV6 {
-        attach_filter(socket.as_fd(), &NEIGHBOUR_DISCOVERY)?;
-    }
+    attach_filter(socket.as_fd(), if ethertype == ETH_IPV6 { &NEIGHBOUR_DISCOVERY } else { &FOR_THIS_HOST })?;
     let index = i32::try_from(ifindex).map_err(|_overflow| Errno::ENODEV)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -94,21 +93,33 @@ const fn instruction(code: u32, yes: u8, no: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
 }
 
-/// ICMPv6 right after the fixed header, of the two types: what anybody hears must be so plain (RFC 4861, 7.1).
-const NEIGHBOUR_DISCOVERY: [libc::sock_filter; 7] = {
-    const LOAD: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
-    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    [
-        instruction(LOAD, 0, 0, 14 + 6),
-        instruction(EQUAL, 0, 4, ICMPV6 as u32),
-        instruction(LOAD, 0, 0, 14 + 40),
-        instruction(EQUAL, 1, 0, NEIGHBOUR_SOLICITATION as u32),
-        instruction(EQUAL, 0, 1, NEIGHBOUR_ADVERTISEMENT as u32),
-        instruction(RETURN, 0, 0, u32::MAX),
-        instruction(RETURN, 0, 0, 0),
-    ]
-};
+const LOAD: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+/// Loads the packet's type, which is no byte of it.
+const PACKET_TYPE: libc::sock_filter = instruction(LOAD, 0, 0, (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32);
+const OTHER_HOST: u32 = libc::PACKET_OTHERHOST as u32;
+
+/// What is not for another host.
+const FOR_THIS_HOST: [libc::sock_filter; 4] = [
+    PACKET_TYPE,
+    instruction(EQUAL, 1, 0, OTHER_HOST),
+    instruction(RETURN, 0, 0, u32::MAX),
+    instruction(RETURN, 0, 0, 0),
+];
+
+/// Of that, ICMPv6 right after the fixed header, of the two types: what anybody hears must be so plain (RFC 4861, 7.1).
+const NEIGHBOUR_DISCOVERY: [libc::sock_filter; 9] = [
+    PACKET_TYPE,
+    instruction(EQUAL, 6, 0, OTHER_HOST),
+    instruction(LOAD, 0, 0, 14 + 6),
+    instruction(EQUAL, 0, 4, ICMPV6 as u32),
+    instruction(LOAD, 0, 0, 14 + 40),
+    instruction(EQUAL, 1, 0, NEIGHBOUR_SOLICITATION as u32),
+    instruction(EQUAL, 0, 1, NEIGHBOUR_ADVERTISEMENT as u32),
+    instruction(RETURN, 0, 0, u32::MAX),
+    instruction(RETURN, 0, 0, 0),
+];
 
 fn attach_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
     // The kernel only reads the program, though its struct says otherwise.

@@ -113,13 +113,15 @@ fn follow(
     let failed = |source: io::Error| LinkError::Observe { what: "changes", netns: netns.label().to_owned(), source };
     let (connection, _handle, mut messages) = netns.run(open)?.map_err(failed)?;
     Ok(tokio::spawn(async move {
-        let pump = tokio::spawn(connection);
-        while let Some((message, _sender)) = messages.next().await {
-            if is_change(&message, &mut concerns_us) {
-                let _already_pending = changes.try_send(());
+        let tell = async {
+            while let Some((message, _sender)) = messages.next().await {
+                if is_change(&message, &mut concerns_us) {
+                    let _already_pending = changes.try_send(());
+                }
             }
-        }
-        pump.abort();
+        };
+        // In one task: the connection ends with the watch.
+        tokio::join!(connection, tell);
     }))
 }
 

@@ -20,8 +20,10 @@ use super::{SourceError, object};
 use crate::agent::{FileWatch, Status};
 use crate::compile::RouterName;
 
-/// How often the status is written, at most.
+/// How soon a status that could not be written is written again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long another's status is left in the place of one's own: it may be that of another agent, which writes again, too.
+const YIELD: Duration = Duration::from_secs(10);
 /// Who the API says that writes it.
 const MANAGER: &str = "egress-router";
 
@@ -110,7 +112,7 @@ impl Source {
         let mut said = FileWatch::new(&self.status)?;
         let mut listed = false;
         let mut theirs = Value::Null;
-        let mut due = None;
+        let (mut due, mut written) = (None, None::<Instant>);
         loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -121,41 +123,48 @@ impl Source {
                         self.herald.follow(&object);
                         object::write(&self.spec, &object::mirrored(&object))?;
                         seen.send_replace(Seen::There);
-                        due.get_or_insert_with(Instant::now);
+                        due.get_or_insert(written.map_or_else(Instant::now, |written| written + YIELD));
                     }
                     Some(Ok(Event::InitDone)) if listed => {}
                     Some(Ok(Event::InitDone | Event::Delete(_))) => {
-                        theirs = Value::Null;
+                        (theirs, written) = (Value::Null, None);
                         seen.send_replace(Seen::Gone);
                     }
                     Some(Err(error)) => warn!("{}: {error}; what was said last stays in force", self.name),
                     None => return Ok(()),
                 },
-                () = said.changed() => drop(due.get_or_insert_with(Instant::now)),
+                () = said.changed() => due = Some(Instant::now()),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    due = self.tell(&mut theirs, *seen.borrow() == Seen::There).await;
+                    due = match self.tell(&mut theirs, *seen.borrow() == Seen::There).await {
+                        Told::Nothing => None,
+                        Told::Written => {
+                            written = Some(Instant::now());
+                            None
+                        }
+                        Told::Refused => Some(Instant::now() + PAUSE),
+                    };
                 }
             }
         }
     }
 
-    /// Writes the conditions if they are others than the object's; returns when to try again.
-    async fn tell(&self, theirs: &mut Value, there: bool) -> Option<Instant> {
+    /// Writes the conditions if they are others than the object's.
+    async fn tell(&self, theirs: &mut Value, there: bool) -> Told {
         // Who stands by leaves the object to the router that works.
-        let ours = Status::read(&self.status).filter(|status| !status.standby)?;
-        let ours = serde_json::to_value(ours.conditions).ok()?;
-        if !there || same(&ours, theirs) {
-            return None;
+        let ours = Status::read(&self.status).filter(|status| there && !status.standby);
+        let Some(Ok(ours)) = ours.map(|ours| serde_json::to_value(ours.conditions)) else { return Told::Nothing };
+        if same(&ours, theirs) {
+            return Told::Nothing;
         }
         match self.write(&ours).await {
             Ok(()) => {
                 self.herald.tell(theirs, &ours);
                 *theirs = ours;
-                None
+                Told::Written
             }
             Err(error) => {
                 warn!("{}: write the status: {error}", self.name);
-                Some(Instant::now() + PAUSE)
+                Told::Refused
             }
         }
     }
@@ -178,6 +187,14 @@ impl Source {
             Err(error) => info!("{}: write the status: {error}", self.name),
         }
     }
+}
+
+/// What became of a status that was to be told.
+enum Told {
+    /// It says what is known.
+    Nothing,
+    Written,
+    Refused,
 }
 
 /// Whether conditions say the same, in whatever order and with whatever fields an API adds.

@@ -11,7 +11,7 @@ pub enum Reason {
     MasterMissing,
     /// The master is down or has no carrier.
     MasterDown,
-    /// The external interface does not exist.
+    /// The external or the cluster interface does not exist.
     InterfaceMissing,
     /// Another host has one of the addresses.
     AddressConflict,

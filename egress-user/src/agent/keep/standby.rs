@@ -6,8 +6,9 @@
 //!
 //! - Who waits has nothing in the router's namespace. When nobody has answered for a whole probe, it takes the addresses: an
 //!   ordinary first apply.
-//! - Who works gives way, that is, takes everything away and waits, when its link has lost the carrier or when another answers
-//!   for the addresses, too: a network that was in two has healed.
+//! - Who works gives way, that is, takes everything away and waits, when its link has lost the carrier, when the cluster's
+//!   interface is gone, or when another answers for the addresses, too: a network that was in two has healed, or both were
+//!   moved by an edit that reached one of them first.
 //! - When several could do the same at once, the one with the lowest master's MAC takes, or keeps, the addresses, and the
 //!   others leave it a bounded number of rounds to do so. So neither nobody nor two is a state that lasts.
 
@@ -21,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::Keeper;
 use crate::agent::error::Chain;
 use crate::agent::{AgentError, fault};
-use crate::compile::MacvlanMode;
+use crate::compile::{Desired, MacvlanMode};
 use crate::link::{Conflict, Heard, Inquiry, LinkError, Mac, Place};
 use crate::status::Fault;
 
@@ -33,7 +34,7 @@ const SILENT: u32 = 3;
 const TURN: u32 = 3;
 /// Most turns that are left to others, however many ask.
 const TURNS: usize = 3;
-/// Looks at a link without carrier after which it is lost, and no flutter.
+/// Looks at a link without carrier, or in vain for one, after which it is lost, and no flutter.
 const DARK: u32 = 2;
 /// Rounds in which another is heard after which it is there, and no frame of one's own that came round.
 const CONTESTED: u32 = 2;
@@ -123,11 +124,6 @@ impl Standby {
     fn own(&self) -> Mac {
         self.inquiry.as_ref().map_or(Mac::BROADCAST, Inquiry::own)
     }
-
-    /// The master that it asks from, while somebody answers there: so it works.
-    fn answering_master(&self) -> Option<String> {
-        self.inquiry.as_ref().filter(|_| self.case.rounds == 0).map(|inquiry| inquiry.master().to_owned())
-    }
 }
 
 /// What follows from a round.
@@ -164,11 +160,11 @@ impl Keeper {
 
     fn wait(&mut self, standby: &mut Standby) -> Step {
         let addresses = self.addresses();
-        // A master that is missing, down or without carrier, or an address that the node itself has, is found by the plan.
-        let master = standby.answering_master().map_or_else(|| Ok(self.router.plan(&self.desired)?.master), Ok);
-        let heard = master.and_then(|master| {
-            let heard = standby.listen(self.router.place(), &master, &addresses)?;
-            self.master = master;
+        // What would keep it from taking over is found by the plan: a master that is missing, down or without carrier, a
+        // cluster interface that is gone, an address that the node itself has.
+        let heard = self.router.plan(&self.desired).and_then(|plan| {
+            let heard = standby.listen(self.router.place(), &plan.master, &addresses)?;
+            self.master = plan.master;
             Ok(heard)
         });
         let heard = match heard {
@@ -196,8 +192,9 @@ impl Keeper {
     }
 
     fn hold(&mut self, standby: &mut Standby) -> Step {
-        let external = match self.router.observe() {
-            Ok(observed) => observed.external,
+        let (external, lost) = match self.router.observe() {
+            Ok(observed) => (observed.external, "its external interface has lost its carrier".to_owned()),
+            Err(failed) if failed.is_of_cluster() => (None, failed.to_string()),
             Err(failed) => {
                 warn!("look at the interfaces: {}", Chain(&failed));
                 return Step::Stay;
@@ -206,7 +203,7 @@ impl Keeper {
         let lit = external.as_ref().is_some_and(|external| external.up && external.lower_up);
         standby.dark = if lit { 0 } else { standby.dark + 1 };
         if standby.dark >= DARK {
-            return Step::GiveWay("its external interface has lost its carrier".to_owned());
+            return Step::GiveWay(lost);
         }
         let addresses = self.addresses();
         let heard = match standby.listen(self.router.place(), &self.master, &addresses) {
@@ -266,6 +263,26 @@ impl Keeper {
         Ok(true)
     }
 
+    /// What an earlier agent left cannot be put right: nobody would know whether it works, so others may take over.
+    pub(super) fn gives_up(&mut self, failed: &AgentError) -> Result<(), AgentError> {
+        warn!("takes away what an earlier agent left, and stands by: {}", Chain(failed));
+        self.take_away()?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Whether an edit could not be applied because another router of the same identity, which read it earlier, has its
+    /// addresses already.
+    pub(super) fn comes_second(&self, edit: &Desired, failed: &AgentError) -> bool {
+        let conflicts = failed.conflicts();
+        if self.standby.is_none() || conflicts.is_empty() {
+            return false;
+        }
+        let own = self.router.plan(edit).map(|plan| plan.mac);
+        edit.link.mode == MacvlanMode::Passthru
+            || own.is_ok_and(|own| conflicts.iter().any(|conflict| conflict.holder == own))
+    }
+
     fn take_addresses(&mut self) {
         info!("nobody answers for the router's addresses: it takes over");
         match self.router.apply(&self.desired) {
@@ -283,7 +300,7 @@ impl Keeper {
     }
 
     /// Takes the router away, and waits.
-    fn give_way(&mut self, why: &str) {
+    pub(super) fn give_way(&mut self, why: &str) {
         warn!("gives way and stands by: {why}");
         if let Err(failed) = self.take_away() {
             // It is tried again in the next round.
