@@ -182,8 +182,7 @@ fn nothing_is_lost_and_nothing_grows() {
         }
         soak.edit_beside(&all, Instant::now());
     }
-    let after = Held::by(pid);
-    eprintln!("soak: one process for {} s: {before:?} then {after:?}", steady.elapsed().as_secs());
+    let seconds = steady.elapsed().as_secs();
     let (made, failed) = connections.finish(&soak.windows);
     let Ended { exchanged, broken, sent, lost } = streams.finish(&soak.windows);
     eprintln!(
@@ -193,9 +192,15 @@ fn nothing_is_lost_and_nothing_grows() {
         soak.windows.len(),
         bpf::programs()
     );
-    assert!(after.descriptors <= before.descriptors + 1, "{before:?} then {after:?}");
-    assert!(after.threads <= before.threads + 1, "{before:?} then {after:?}");
-    assert!(after.resident_kib <= before.resident_kib + 8192, "{before:?} then {after:?}");
+    // The runtime keeps threads that it needed for some seconds.
+    let is_settled = |held: &Held| {
+        held.descriptors <= before.descriptors + 1
+            && held.threads <= before.threads + 1
+            && held.resident_kib <= before.resident_kib + 8192
+    };
+    let settled = wait_until("the agent to hold no more than before", TIMEOUT, || is_settled(&Held::by(pid)));
+    eprintln!("soak: one process for {seconds} s: {before:?} then {:?}", Held::by(pid));
+    settled.unwrap();
     assert_eq!(pins(&soak.rig), pinned);
 }
 
