@@ -72,7 +72,9 @@ impl Soak {
         fs::create_dir(status.parent().unwrap()).unwrap();
         let arguments =
             ["--status-file", status.to_str().unwrap(), "--flows", FLOWS, "--flow-log", log.to_str().unwrap()];
-        let rig = Rig::prepare(&Options::default(), &spec(0), &arguments);
+        let mut rig = Rig::prepare(&Options::default(), &spec(0), &arguments);
+        // One heap: what it comes to does not depend on which threads asked for it.
+        rig.router.set_environment("MALLOC_ARENA_MAX", "1");
         let mut soak = Self { rig, status, windows: Windows::default(), edits: 0, restarts: 0 };
         soak.launch();
         soak
@@ -192,15 +194,12 @@ fn nothing_is_lost_and_nothing_grows() {
         soak.windows.len(),
         bpf::programs()
     );
-    // The runtime keeps threads that it needed for some seconds.
-    let is_settled = |held: &Held| {
-        held.descriptors <= before.descriptors + 1
-            && held.threads <= before.threads + 1
-            && held.resident_kib <= before.resident_kib + 8192
-    };
-    let settled = wait_until("the agent to hold no more than before", TIMEOUT, || is_settled(&Held::by(pid)));
-    eprintln!("soak: one process for {seconds} s: {before:?} then {:?}", Held::by(pid));
-    settled.unwrap();
+    let after = Held::by(pid);
+    eprintln!("soak: one process for {seconds} s: {before:?} then {after:?}");
+    assert!(after.descriptors <= before.descriptors + 1, "{before:?} then {after:?}");
+    // The runtime has as many threads as blocked at once on a busy machine, and keeps them. One for each event would be many more.
+    assert!(after.threads <= before.threads + 8, "{before:?} then {after:?}");
+    assert!(after.resident_kib <= before.resident_kib + 8192, "{before:?} then {after:?}");
     assert_eq!(pins(&soak.rig), pinned);
 }
 

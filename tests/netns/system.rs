@@ -8,13 +8,30 @@ use std::process::{Command, Stdio};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use egress_lab::router::Router;
-use egress_lab::{Lab, Netns};
+use egress_lab::{Lab, Netns, wait_until};
 use egress_user::link::NetnsRef;
 use serde_json::Value;
+
+use crate::rig::TIMEOUT;
 
 /// What there is: links, addresses, routes, rules, kernel settings, qdiscs, filters, programs, pins and records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct System(BTreeSet<String>);
+
+/// Whether the kernel has done with every IPv6 address of an interface with carrier: it is no longer tentative, and has its route.
+fn is_settled(netns: &Netns) -> bool {
+    let interfaces = netns.ip(["-6", "-j", "address", "show"]).unwrap();
+    let routes = netns.ip(["-6", "route", "show", "table", "local"]).unwrap();
+    let interfaces: Vec<Value> = serde_json::from_str(&interfaces).unwrap();
+    let lit = interfaces.iter().filter(|interface| {
+        interface["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == "LOWER_UP"))
+    });
+    let mut addresses = lit.filter_map(|interface| interface["addr_info"].as_array()).flatten();
+    addresses.all(|address| {
+        let route = format!("local {} ", address["local"].as_str().unwrap_or_default());
+        address["dadfailed"] == true || (address["tentative"] != true && routes.contains(&route))
+    })
+}
 
 impl System {
     /// The lab's router and node, and what this router keeps outside of them.
@@ -26,6 +43,7 @@ impl System {
     pub(crate) fn around(netns: &Netns, node: &Netns, router: &Router) -> Self {
         let mut lines = BTreeSet::new();
         for (name, netns) in [("router", netns), ("node", node)] {
+            wait_until("the addresses to be settled", TIMEOUT, || is_settled(netns)).unwrap();
             for what in [
                 "-d -j link show",
                 "-j address show",
