@@ -5,7 +5,7 @@ use egress_lab::detector::Detector;
 use egress_lab::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, OUTSIDE_INTERFACE, set_offload};
 use egress_lab::{Family, Options, tcp, wait_until};
 
-use crate::live::{LiveTcp, LiveUdp};
+use crate::live::Live;
 use crate::rig::{Rig, Spec, TIMEOUT, at, router};
 
 /// A rule with another port and one with the same, to a server.
@@ -198,24 +198,17 @@ fn xdp_comes_and_goes_under_live_flows_without_a_loss() {
     for family in Family::ALL {
         servers.push((rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
     }
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     let attached = programs(&rig);
     for _ in 0..3 {
         // The agent that comes adopts what is there.
         rig.router.kill().unwrap();
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
         rig.router.start().unwrap();
         assert_eq!(programs(&rig), attached);
-        tcp.iter().for_each(LiveTcp::wait);
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, loaded_programs};
 use egress_lab::address::{SERVER_1, client};
 use egress_lab::{Family, Options, wait_until};
 
-use crate::live::{LiveTcp, LiveUdp};
+use crate::live::{Live, LiveTcp};
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at};
 use crate::system::{command, delete, run};
 
@@ -29,8 +29,7 @@ fn restarts_lose_no_packet_and_leave_nothing_behind() {
     let mut rig = Rig::start(&spec());
     let _servers = Family::ALL
         .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     let pins = |rig: &Rig| {
         let mut names: Vec<_> = walk(rig.router.bpffs());
         names.sort();
@@ -50,16 +49,10 @@ fn restarts_lose_no_packet_and_leave_nothing_behind() {
         // Nobody is at work now.
         rig.udp(at(client(1), Family::V4, 0), 7000);
         rig.router.start().unwrap();
-        tcp.iter().for_each(LiveTcp::wait);
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
         assert_eq!(pins(&rig), before, "restart {number}");
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 /// The router's programs as this build and another has them.
@@ -85,8 +78,7 @@ fn another_build_takes_over_and_gives_back_and_nothing_is_lost() {
     let mut rig = Rig::start(&spec());
     let _servers = Family::ALL
         .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     let (before, flows) = (tags(&rig), rig.flows().len());
     for number in 0..restarts() {
         let upgrade = number % 2 == 0;
@@ -101,17 +93,11 @@ fn another_build_takes_over_and_gives_back_and_nothing_is_lost() {
         let now = tags(&rig);
         let replaced = before.iter().zip(&now).all(|(before, now)| (before != now) == upgrade);
         assert!(replaced, "take-over {number}: {before:x?}, {now:x?}");
-        tcp.iter().for_each(LiveTcp::wait);
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
         assert_eq!(rig.flows().len(), flows, "take-over {number}");
     }
     // Nothing lost, nothing doubled, and every flow comes from where it came from.
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
     for program in ["cluster_ingress", "external_ingress"] {
         let status = rig.router.report("status").unwrap();
         let counters = status["counters"].as_array().unwrap();

@@ -8,7 +8,7 @@ use egress_lab::icmp::Echo;
 use egress_lab::tcp::TcpConnection;
 use egress_lab::{Family, Options};
 
-use crate::live::{LiveTcp, LiveUdp};
+use crate::live::Live;
 use crate::rig::{Rig, Spec, TIMEOUT, at, router};
 
 #[test]
@@ -43,8 +43,7 @@ fn an_agent_that_is_killed_and_restarted_loses_no_packet() {
     for family in Family::ALL {
         servers.push((rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
     }
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     for _ in 0..5 {
         rig.router.kill().unwrap();
         for family in Family::ALL {
@@ -52,17 +51,11 @@ fn an_agent_that_is_killed_and_restarted_loses_no_packet() {
             rig.tcp(at(client(1), family, 0), 80);
             rig.udp(at(client(1), family, 0), 7000);
         }
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
         rig.router.start().unwrap();
-        tcp.iter().for_each(LiveTcp::wait);
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 /// A connection through the router, and the server's end of it.

@@ -10,7 +10,7 @@ use egress_lab::tcp::TcpServer;
 use egress_lab::udp::UdpServer;
 use egress_lab::{Family, Options, tcp, wait_until};
 
-use crate::live::{LiveTcp, LiveUdp};
+use crate::live::{Live, LiveTcp, LiveUdp};
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at, router};
 
 /// How many lines of the agent's log say this.
@@ -80,19 +80,13 @@ fn a_hundred_edits_lose_no_packet_of_a_live_flow_or_an_unchanged_rule() {
 fn live_flows_outlast_the_rule_that_opened_them() {
     let rig = Rig::start(&spec(SERVER_1, false));
     let _servers = servers(&rig);
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     edit(&rig, "applied", || rig.router.edit(&Spec::new().udp(7001, SERVER_1, None).yaml()).unwrap());
     for family in Family::ALL {
         let attempt = tcp::exchange(&rig.client, anyone(family), router(family, 80), b"anybody?", TIMEOUT);
         assert_eq!(attempt.result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 #[test]
@@ -100,8 +94,7 @@ fn an_edit_that_is_wrong_changes_nothing_and_is_logged() {
     let rig = Rig::start(&spec(SERVER_1, false));
     let _servers = servers(&rig);
     let rules = rig.router.report("rules").unwrap();
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     let good = spec(SERVER_2, true).yaml();
     let wrong = [
         "apiVersion: [".to_owned(),
@@ -127,12 +120,7 @@ fn an_edit_that_is_wrong_changes_nothing_and_is_logged() {
     for family in Family::ALL {
         assert_eq!(rig.udp(at(client(1), family, 30_000), 7000).1.server, at(SERVER_2, family, 7000));
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 #[test]

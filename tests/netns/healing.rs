@@ -13,7 +13,7 @@ use etherparse::{Icmpv6Type, PacketBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::live::{LiveTcp, LiveUdp};
+use crate::live::{Live, LiveUdp};
 use crate::rig::{Rig, Spec, TIMEOUT, anyone, at};
 use crate::system::{command, run};
 
@@ -225,8 +225,7 @@ fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
     let rig = Rig::start(&spec());
     let _servers = Family::ALL
         .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     for (round, name) in PROGRAMS.iter().cycle().take(24).enumerate() {
         // Beside an edit, for which every link is looked at: at any moment of that.
         let other = if round % 2 == 0 { SERVER_1 } else { SERVER_2 };
@@ -238,14 +237,9 @@ fn a_link_whose_pin_is_taken_away_stays_attached_and_is_pinned_again() {
             rig.tcp(at(client(1), family, 0), 80);
         }
         wait_until("the link to be pinned again", TIMEOUT, || rig.router.pin(&name).is_ok()).unwrap();
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 #[test]
@@ -253,21 +247,14 @@ fn a_datapath_whose_pins_are_all_taken_away_goes_on_with_its_flows() {
     let rig = Rig::start(&Spec::new().tcp(80, SERVER_1, 8080).udp(7000, SERVER_1, None));
     let _servers = Family::ALL
         .map(|family| (rig.tcp_server(at(SERVER_1, family, 8080)), rig.udp_server(at(SERVER_1, family, 7000))));
-    let tcp = Family::ALL.map(|family| LiveTcp::start(&rig, family, 80));
-    let udp = Family::ALL.map(|family| LiveUdp::start(&rig, family, 7000));
+    let live = Live::start(&rig);
     for _ in 0..3 {
-        udp.iter().for_each(LiveUdp::wait);
+        live.wait();
         fs::remove_dir_all(rig.router.bpffs()).unwrap();
         wait_until("the datapath to be pinned again", TIMEOUT, || rig.router.report("flows").is_ok()).unwrap();
-        udp.iter().for_each(LiveUdp::wait);
-        tcp.iter().for_each(LiveTcp::wait);
+        live.wait();
     }
-    for live in tcp {
-        live.finish();
-    }
-    for live in udp {
-        live.finish();
-    }
+    live.finish();
 }
 
 #[test]

@@ -13,6 +13,37 @@ use egress_lab::{Family, wait_until};
 
 use crate::rig::{Rig, TIMEOUT, at};
 
+/// A live connection and a live stream of datagrams for each family, by the rules for ports 80 and 7000.
+#[derive(Debug)]
+pub(crate) struct Live {
+    tcp: [LiveTcp; 2],
+    udp: [LiveUdp; 2],
+}
+
+impl Live {
+    /// Opens them.
+    pub(crate) fn start(rig: &Rig) -> Self {
+        let tcp = Family::ALL.map(|family| LiveTcp::start(rig, family, 80));
+        Self { tcp, udp: Family::ALL.map(|family| LiveUdp::start(rig, family, 7000)) }
+    }
+
+    /// Waits for each to go on after this was called.
+    pub(crate) fn wait(&self) {
+        self.tcp.iter().for_each(LiveTcp::wait);
+        self.udp.iter().for_each(LiveUdp::wait);
+    }
+
+    /// Ends them. Panics if a connection broke at any time, or a datagram was lost.
+    pub(crate) fn finish(self) {
+        for live in self.tcp {
+            live.finish();
+        }
+        for live in self.udp {
+            live.finish();
+        }
+    }
+}
+
 /// A connection over which numbered messages go and come back, one after the other.
 #[derive(Debug)]
 pub(crate) struct LiveTcp {
