@@ -1,5 +1,6 @@
 //! Whether neighbours on the external network answer: the kernel asks them, and knows.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
@@ -71,9 +72,30 @@ pub fn neighbours(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Resul
     })
 }
 
-/// Whether a message is about a neighbour of this interface.
-pub(super) fn is_on(message: &NeighbourMessage, index: u32) -> bool {
-    message.header.ifindex == index
+/// The neighbours of one interface, by what the kernel tells of them.
+///
+/// The kernel tells of each step of asking whether a neighbour is still there, which is most of what it tells and no change: who
+/// is where it was, and answers, needs nothing looked up again.
+#[derive(Debug, Default)]
+pub(super) struct Neighbours {
+    known: HashMap<IpAddr, (Option<Mac>, Answer)>,
+}
+
+impl Neighbours {
+    /// Takes note of a neighbour. Returns whether it is another than before: at another place, or fallen silent, or back.
+    pub(super) fn changed(&mut self, message: &NeighbourMessage) -> bool {
+        // What cannot be read may say anything.
+        let Some(Neighbour { address, mac, answer }) = read(message) else { return true };
+        let before = self.known.insert(address, (mac, answer)).unwrap_or((None, Answer::Asked));
+        before != (mac, answer)
+    }
+
+    /// Takes note of a neighbour that the kernel has forgotten.
+    pub(super) fn gone(&mut self, message: &NeighbourMessage) {
+        if let Some(neighbour) = read(message) {
+            self.known.remove(&neighbour.address);
+        }
+    }
 }
 
 fn read(message: &NeighbourMessage) -> Option<Neighbour> {
@@ -92,4 +114,48 @@ fn read(message: &NeighbourMessage) -> Option<Neighbour> {
         _ => Answer::Answers,
     };
     Some(Neighbour { address, mac, answer })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(address: &str, mac: Option<[u8; 6]>, state: NeighbourState) -> NeighbourMessage {
+        let address = match address.parse().unwrap() {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+        };
+        let mut message = NeighbourMessage::default();
+        message.header.state = state;
+        message.attributes.push(NeighbourAttribute::Destination(address));
+        message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+        message
+    }
+
+    #[test]
+    fn being_asked_again_is_no_change() {
+        use NeighbourState::{Delay, Failed, Incomplete, Probe, Reachable, Stale};
+        const HERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 1]);
+        const THERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 2]);
+        for address in ["192.168.12.1", "fd00:12::1"] {
+            let mut neighbours = Neighbours::default();
+            let steps = [
+                (None, Incomplete, false),
+                (HERE, Reachable, true),
+                (HERE, Stale, false),
+                (HERE, Delay, false),
+                (HERE, Probe, false),
+                (HERE, Reachable, false),
+                (THERE, Stale, true),
+                (THERE, Failed, true),
+                (THERE, Probe, true),
+            ];
+            for (number, (mac, state, is_news)) in steps.into_iter().enumerate() {
+                assert_eq!(neighbours.changed(&message(address, mac, state)), is_news, "{address}, step {number}");
+            }
+            assert!(neighbours.changed(&message("192.168.12.9", HERE, Stale)), "another one");
+            neighbours.gone(&message(address, THERE, Stale));
+            assert!(neighbours.changed(&message(address, THERE, Stale)), "back again");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::Place;
 use super::error::LinkError;
-use super::neighbour;
+use super::neighbour::Neighbours;
 use super::netns::Netns;
 
 /// What is watched in the router's namespace.
@@ -55,16 +55,25 @@ impl Watch {
         let (sender, changes) = mpsc::channel(1);
         let external = place.external_interface.clone();
         // Neighbours on the cluster interface come and go with clients, and are none of ours.
+        let mut neighbours = Neighbours::default();
         let mut index = place.router.run(|| if_nametoindex(external.as_str()))?.unwrap_or(0);
         let here = move |message: &RouteNetlinkMessage| match message {
             RouteNetlinkMessage::NewLink(link) => {
-                if name(link) == Some(&external) {
+                if name(link) == Some(&external) && index != link.header.index {
                     index = link.header.index;
+                    neighbours = Neighbours::default();
                 }
                 true
             }
-            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
-                neighbour::is_on(message, index)
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                message.header.ifindex == index && neighbours.changed(message)
+            }
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                let is_ours = message.header.ifindex == index;
+                if is_ours {
+                    neighbours.gone(message);
+                }
+                is_ours
             }
             _ => true,
         };
