@@ -19,6 +19,7 @@ use super::error::Chain;
 use super::existing::{Draining, ExistingFlows};
 use super::flow_log::{FlowLog, Unlogged};
 use super::metrics::{self, Figures, Rule, RuleName};
+use super::pace::Pace;
 use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
@@ -84,6 +85,7 @@ pub(super) struct Keeper {
     /// Who claimed one of our addresses, and when last.
     claimed: BTreeMap<IpAddr, (Mac, Instant)>,
     draining: Draining,
+    pace: Pace,
     started: Timestamp,
     announcing: Option<JoinHandle<()>>,
     /// The external interface's master.
@@ -120,6 +122,7 @@ impl Keeper {
             rivals: None,
             claimed: BTreeMap::new(),
             draining: Draining::default(),
+            pace: Pace::new(Instant::now()),
             started: Timestamp::now(),
             announcing: None,
             master: String::new(),
@@ -191,26 +194,31 @@ impl Keeper {
         }
     }
 
-    /// Removes flows that are over, and looks how the router is. Returns whether the table is so full that the next sweep
-    /// should not be long in coming.
-    pub(super) fn sweep(&mut self) -> bool {
-        let crowded = match self.router.sweep(self.ends_stale()) {
+    /// Removes flows that are over, if that is due, and looks how the router is. Returns when to do so again.
+    pub(super) fn sweep(&mut self) -> Duration {
+        if self.pace.is_due(Instant::now()) {
+            self.sweep_flows();
+        }
+        let again = self.pace.next_look(Instant::now());
+        self.look();
+        self.tell();
+        again
+    }
+
+    fn sweep_flows(&mut self) {
+        let began = Instant::now();
+        let swept = self.router.sweep(self.ends_stale());
+        let crowded = swept.as_ref().is_ok_and(|swept| swept.gave_way > 0);
+        self.pace.swept(Instant::now(), began.elapsed(), crowded);
+        match swept {
             Ok(swept) => {
                 if swept.removed + swept.gave_way > 0 {
                     debug!(live = swept.live, removed = swept.removed, gave_way = swept.gave_way, "swept flows");
                 }
-                let crowded = swept.gave_way > 0;
                 self.account(swept);
-                crowded
             }
-            Err(failed) => {
-                warn!("sweep: {}", Chain(&failed));
-                false
-            }
-        };
-        self.look();
-        self.tell();
-        crowded
+            Err(failed) => warn!("sweep: {}", Chain(&failed)),
+        }
     }
 
     /// The kernel tells of a change: flows look their next hops up again, and whatever has drifted is put right.

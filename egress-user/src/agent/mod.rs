@@ -23,6 +23,7 @@ mod flow_log;
 mod health;
 mod keep;
 mod metrics;
+mod pace;
 mod privilege;
 mod router;
 mod run;

@@ -53,10 +53,6 @@ pub struct Options {
     pub netns_file: Option<PathBuf>,
 }
 
-/// How often flows that are over are removed, and the gateways asked.
-const SWEEP: Duration = Duration::from_secs(5);
-/// The same, while the table is so full that flows have to give way.
-const CROWDED_SWEEP: Duration = Duration::from_millis(250);
 /// How often the system is compared with what it should be, though nobody tells of a change.
 const REPAIR: Duration = Duration::from_secs(10);
 /// How often the agent looks whether the router's namespace was deleted under it, and whether the programs are attached.
@@ -90,7 +86,8 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks
     };
-    let (mut sweep, mut repair, mut look) = (every(SWEEP), every(REPAIR), every(LOOK));
+    let (mut repair, mut look) = (every(REPAIR), every(LOOK));
+    let mut next_sweep = Instant::now();
     let mut rounds = every(ROUND);
     let mut watchdog = service::watchdog();
     let mut last = Instant::now();
@@ -131,10 +128,8 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             () = keeper.retry_repair.due(), if keeper.in_force => block_in_place(|| keeper.mend()),
             _ = rounds.tick(), if keeper.is_standby() => block_in_place(|| keeper.round()),
             _ = watchdog.tick() => service::alive(),
-            _ = sweep.tick(), if keeper.in_force => {
-                if block_in_place(|| keeper.sweep()) {
-                    sweep.reset_after(CROWDED_SWEEP);
-                }
+            () = sleep_until(next_sweep), if keeper.in_force => {
+                next_sweep = Instant::now() + block_in_place(|| keeper.sweep());
             }
             _ = repair.tick(), if keeper.in_force => block_in_place(|| keeper.mend()),
             _ = look.tick() => {
