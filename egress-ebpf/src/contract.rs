@@ -6,10 +6,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, Port};
-use crate::timeout::CLASSES;
+use crate::table;
+use crate::timeout::{CLASSES, GROUPS};
 
 /// Version of everything in this module; part of the path under which the maps are pinned.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Names of the maps, as in the object and under the pin directory.
 pub mod map {
@@ -23,8 +24,14 @@ pub mod map {
     pub const SOURCES: &str = "SOURCES";
     /// `Hash<RuleKey, RuleValue>`.
     pub const RULES: &str = "RULES";
-    /// `Hash<FlowKey, Flow>`, two entries a flow.
+    /// `Array<Place>`, two entries a flow: see [`table`](crate::table). May be mapped into memory.
     pub const FLOWS: &str = "FLOWS";
+    /// `Array<Shape>`, one element: how entries are found in `FLOWS`. Written once, before any program runs.
+    pub const SHAPE: &str = "SHAPE";
+    /// `Array<u32>`, one element: the entries in `FLOWS`. May be mapped into memory; changed atomically.
+    pub const USED: &str = "USED";
+    /// `Array<u32>`, [`LOCKS`](crate::table::LOCKS) elements: taken by programs that enter something into `FLOWS`.
+    pub const LOCKS: &str = "LOCKS";
     /// `LruHash<FragmentKey, FragmentPorts>`.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `PerCpuArray<Counter>`, indexed by [`verdict_index`](crate::verdict::verdict_index) and
@@ -45,9 +52,9 @@ pub mod map {
     pub const BUDGETS: &str = "BUDGETS";
 
     /// All of them.
-    pub const ALL: [&str; 14] = [
-        ACTIVE, CONFIG, ADDRESSES, SOURCES, RULES, FLOWS, FRAGMENTS, COUNTERS, PORT_TRIES, LOG, TRACE, EVENTS, TRACED,
-        BUDGETS,
+    pub const ALL: [&str; 17] = [
+        ACTIVE, CONFIG, ADDRESSES, SOURCES, RULES, FLOWS, SHAPE, USED, LOCKS, FRAGMENTS, COUNTERS, PORT_TRIES, LOG,
+        TRACE, EVENTS, TRACED, BUDGETS,
     ];
 }
 
@@ -100,8 +107,11 @@ pub struct Config {
     pub local_port_last: u16,
     /// Idle timeouts in seconds, by [`Class`](crate::timeout::Class).
     pub timeouts_s: [u32; CLASSES],
-    /// The shortest of [`timeouts_s`](Self::timeouts_s): an entry younger than this is alive, whatever it is doing.
-    pub shortest_timeout_s: u32,
+    /// The shortest of [`timeouts_s`](Self::timeouts_s) that a protocol's flow can have, by its [`Group`](crate::timeout::Group):
+    /// an entry younger than this is alive, whatever it is doing.
+    pub shortest_s: [u32; GROUPS],
+    /// Zero.
+    pub pad: u32,
     /// When the way on may last have changed, monotonic clock: a flow that was last seen before looks its next hops up again.
     pub changed_ns: u64,
     /// A frame of at most this length, link header included, fits both interfaces: no need to ask.
@@ -204,8 +214,30 @@ pub enum Direction {
     Reply = 1,
 }
 
-/// Key of `FLOWS`: a packet as it arrives, and where.
+/// Element of `FLOWS`: an entry, or room for one. Two neighbouring cache lines.
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Place {
+    /// Whose entry it is, if it is one.
+    pub key: FlowKey,
+    /// The entry.
+    pub flow: Flow,
+}
+
+/// Value of `SHAPE`.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Shape {
+    /// Elements of `FLOWS`.
+    pub places: u32,
+    /// Entries that it takes: two for each flow.
+    pub limit: u32,
+    /// Random numbers, which the hash is made with.
+    pub secret: [u64; table::WORDS],
+}
+
+/// Key of a flow's entry: a packet as it arrives, and where.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey {
     /// Source address of the packet.
@@ -225,6 +257,24 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// From its parts, eight bytes at a time: a processor that reads what it has just written in smaller pieces waits.
+    #[inline(always)]
+    pub fn new(src: &Addr, dst: &Addr, [src_port, dst_port]: [Port; 2], protocol: u8, direction: Direction) -> Self {
+        let pair = |one: u32, next: u32| -> u64 { bytemuck::cast([one, next]) };
+        let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
+        let rest = u16::from_ne_bytes([protocol, direction as u8]);
+        let rest: u64 = bytemuck::cast([src_port.wire(), dst_port.wire(), rest, 0]);
+        bytemuck::cast([pair(a, b), pair(c, d), pair(e, f), pair(g, h), rest])
+    }
+
+    /// Whether it is the same, eight bytes at a time.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let words = |key: &Self| -> [u64; 5] { bytemuck::cast(*key) };
+        let ([a, b, c, d, e], [v, w, x, y, z]) = (words(self), words(other));
+        (a ^ v) | (b ^ w) | (c ^ x) | (d ^ y) | (e ^ z) == 0
+    }
+
     /// Whether packets of this entry come from clients.
     #[inline(always)]
     pub const fn is_request(&self) -> bool {
@@ -247,7 +297,7 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: what the packet becomes, and what is known of it.
+/// A flow's entry: what the packet becomes, and what is known of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
@@ -259,8 +309,8 @@ pub struct Flow {
     pub to_src_port: Port,
     /// New destination port, or echo identifier.
     pub to_dst_port: Port,
-    /// [`Mark`] of the slow path: the new source, by index.
-    pub mark: u32,
+    /// The table's: whether this is an entry, and a part of its key's hash. See [`table`].
+    pub state: u32,
     /// When the flow began, monotonic clock.
     pub created_ns: u64,
     /// When this direction last sent a packet, to the second, monotonic clock.
@@ -277,22 +327,14 @@ pub struct Flow {
     pub hop_kind: u8,
     /// [`HopKind`] of the other direction's.
     pub return_kind: u8,
-    /// Zero.
-    pub pad: u8,
-    /// How packets of this direction are addressed on the link that they leave by.
-    pub hop: LinkHop,
-    /// Zero.
-    pub pad2: [u8; 4],
-}
-
-/// The first bytes of an Ethernet header.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct LinkHop {
-    /// The next hop's link address.
-    pub to: [u8; 6],
-    /// The link address of the interface.
-    pub from: [u8; 6],
+    /// Index of the new source in `SOURCES`, for the slow path.
+    pub source: u8,
+    /// Link address that packets of this direction go to.
+    pub hop: [u8; 6],
+    /// The table's, and of the place, not of the entry: how far from it the entries are that belong here.
+    pub reach: u8,
+    /// The table's: how far from its home the entry is.
+    pub distance: u8,
 }
 
 /// How long a flow's next hop is used before it is looked up again, if nothing is known to have changed: about four
@@ -319,13 +361,13 @@ pub enum HopKind {
 impl Flow {
     /// The other entry of this flow, whose own key is `key`: same flow, opposite translation.
     #[inline(always)]
-    pub const fn reversed(&self, key: &FlowKey, mark: Mark) -> Self {
+    pub const fn reversed(&self, key: &FlowKey, source: u8) -> Self {
         Self {
             to_src: key.dst,
             to_dst: key.src,
             to_src_port: key.dst_port,
             to_dst_port: key.src_port,
-            mark: mark.0,
+            state: 0,
             created_ns: self.created_ns,
             last_seen_ns: self.last_seen_ns,
             packets: 0,
@@ -334,10 +376,17 @@ impl Flow {
             seen: 0,
             hop_kind: HopKind::Kernel as u8,
             return_kind: self.hop_kind,
-            pad: 0,
-            hop: LinkHop { to: [0; 6], from: [0; 6] },
-            pad2: [0; 4],
+            source,
+            hop: [0; 6],
+            reach: 0,
+            distance: 0,
         }
+    }
+
+    /// What the slow path writes on packets of this direction.
+    #[inline(always)]
+    pub const fn mark(&self, direction: Direction) -> Mark {
+        Mark::new(direction, self.source, self.to_src_port)
     }
 
     /// Whether a packet with these ports keeps them.
@@ -470,12 +519,14 @@ pub const fn source_index(side: Side, index: u8) -> u32 {
     side as u32 * SOURCES_PER_SIDE + index as u32
 }
 
-const _: () = assert!(size_of::<Config>() == 376);
+const _: () = assert!(size_of::<Config>() == 408);
 const _: () = assert!(size_of::<AddressKey>() == 20);
 const _: () = assert!(size_of::<RuleKey>() == 8);
 const _: () = assert!(size_of::<RuleValue>() == 24);
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Flow>() == 96);
+const _: () = assert!(size_of::<Flow>() == 88);
+const _: () = assert!(size_of::<Place>() == 128);
+const _: () = assert!(size_of::<Shape>() == 48);
 const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<FragmentPorts>() == 8);
 const _: () = assert!(size_of::<Counter>() == 16);
@@ -505,6 +556,15 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_parts_is_the_same() {
+        let (src, dst) = (addr("fd00:10::1"), addr("10.128.0.2"));
+        let (src_port, dst_port) = (Port::new(40_000), Port::new(80));
+        let key =
+            FlowKey { src, dst, src_port, dst_port, protocol: 17, direction: Direction::Reply as u8, pad: [0; 2] };
+        assert_eq!(FlowKey::new(&src, &dst, [src_port, dst_port], 17, Direction::Reply), key);
+    }
+
+    #[test]
     fn the_twin_of_the_twin_is_the_entry_itself() {
         let key = FlowKey {
             src: addr("10.128.0.1"),
@@ -526,7 +586,7 @@ mod tests {
         assert_eq!(twin_key.src, addr("203.0.113.26"));
         assert_eq!(twin_key.dst_port.get(), 40001);
         assert!(!twin_key.is_request());
-        let twin = flow.reversed(&key, Mark(0));
+        let twin = flow.reversed(&key, 0);
         assert_eq!(twin_key.twin(&twin), key);
     }
 }

@@ -16,6 +16,7 @@
 //! | [`event`] | what is told of flows and drops, and how much? |
 //! | [`checksum`] | how does a checksum follow a change? |
 //! | [`crc32c`] | how does SCTP's checksum follow a change? |
+//! | [`table`] | where in its table is a flow's entry? |
 //! | [`ports`] | which source port does a flow get? |
 //! | [`tcp`] | in which state is a connection? |
 //! | [`sctp`] | and in which an association? |
@@ -31,6 +32,7 @@ pub mod event;
 pub mod ports;
 pub mod sctp;
 pub mod source;
+pub mod table;
 pub mod tcp;
 pub mod timeout;
 pub mod verdict;

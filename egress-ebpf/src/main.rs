@@ -12,6 +12,11 @@
 //! rewritten at ingress would carry a local address as its source, which the kernel drops as a martian.)
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "atomic operations, which the target has and the standard library does not offer for it"
+)]
 #![expect(missing_docs, unreachable_pub, reason = "the program macro wraps each function in a public one of its own")]
 #![expect(
     clippy::needless_borrows_for_generic_args,

@@ -103,6 +103,23 @@ impl Class {
         }
     }
 
+    /// The protocols whose flows can be of this class.
+    const fn group(self) -> Group {
+        match self {
+            Self::TcpSynSent
+            | Self::TcpSynRecv
+            | Self::TcpEstablished
+            | Self::TcpFinWait
+            | Self::TcpCloseWait
+            | Self::TcpTimeWait
+            | Self::TcpClose => Group::Tcp,
+            Self::Udp | Self::UdpStream => Group::Udp,
+            Self::Icmp => Group::Icmp,
+            Self::SctpOpening | Self::SctpEstablished | Self::SctpShutdown | Self::SctpClosed => Group::Sctp,
+            Self::Generic => Group::Other,
+        }
+    }
+
     /// Whether such a flow gives way to others when the table is nearly full: it has only begun, or is about to end.
     pub const fn gives_way(self) -> bool {
         !matches!(self, Self::TcpEstablished | Self::UdpStream | Self::SctpEstablished | Self::Generic)
@@ -134,6 +151,57 @@ pub fn defaults_s() -> [u32; CLASSES] {
         *limit = class.default_s();
     }
     table
+}
+
+/// Protocols whose flows can be of the same classes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// TCP.
+    Tcp = 0,
+    /// UDP and UDP-Lite.
+    Udp = 1,
+    /// ICMP and ICMPv6.
+    Icmp = 2,
+    /// SCTP.
+    Sctp = 3,
+    /// All others.
+    Other = 4,
+}
+
+/// Length of [`Config::shortest_s`](crate::contract::Config): the groups, rounded up.
+pub const GROUPS: usize = 8;
+
+impl Group {
+    /// That of an IP protocol.
+    #[inline(always)]
+    pub const fn of(protocol: u8) -> Self {
+        match protocol {
+            protocol::TCP => Self::Tcp,
+            protocol::UDP | protocol::UDP_LITE => Self::Udp,
+            protocol::ICMP | protocol::ICMPV6 => Self::Icmp,
+            protocol::SCTP => Self::Sctp,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// By [`Group`], the shortest idle timeout that its flows can have, whatever both directions have sent.
+pub fn shortest_s(timeouts_s: &[u32; CLASSES]) -> [u32; GROUPS] {
+    let mut shortest = [u32::MAX; GROUPS];
+    for (class, limit) in Class::ALL.iter().zip(timeouts_s) {
+        if let Some(place) = shortest.get_mut(class.group() as usize) {
+            *place = (*place).min(*limit);
+        }
+    }
+    shortest
+}
+
+/// Whether a flow of which this is one entry is alive, however silent the other direction is.
+#[expect(clippy::indexing_slicing, reason = "there is one for each group")]
+#[inline(always)]
+pub const fn is_young(protocol: u8, flow: &Flow, shortest_s: &[u32; GROUPS], now_ns: u64) -> bool {
+    now_ns.saturating_sub(flow.last_seen_ns) < shortest_s[Group::of(protocol) as usize] as u64 * SECOND_NS
 }
 
 /// Nanoseconds in a second.
@@ -201,6 +269,27 @@ mod tests {
             assert_eq!(*class as usize, i);
         }
         assert!(Class::ALL.len() <= CLASSES);
+    }
+
+    #[test]
+    fn the_shortest_timeout_of_a_protocol_is_that_of_its_shortest_class() {
+        let shortest = shortest_s(&defaults_s());
+        let of = |protocol| shortest[Group::of(protocol) as usize];
+        assert_eq!([protocol::TCP, protocol::UDP, protocol::UDP_LITE].map(of), [10, 30, 30]);
+        assert_eq!([protocol::ICMP, protocol::ICMPV6, protocol::SCTP, 47, 50].map(of), [30, 30, 3, 600, 600]);
+        // Whatever two entries have seen, what is young is not expired.
+        for protocol in 0..=u8::MAX {
+            let limit = u64::from(of(protocol));
+            for (own, other) in (0..=u8::MAX).flat_map(|own| (0..=u8::MAX).map(move |other| (own, other))) {
+                for lasted_ns in [0, 3 * SECOND_NS] {
+                    let class = class(protocol, own, other, lasted_ns);
+                    assert!(u64::from(class.default_s()) >= limit, "{protocol}, {own}, {other}: {class:?}");
+                }
+            }
+        }
+        let flow = Flow { last_seen_ns: 5 * SECOND_NS, ..Flow::zeroed() };
+        assert!(is_young(protocol::TCP, &flow, &shortest, 15 * SECOND_NS - 1));
+        assert!(!is_young(protocol::TCP, &flow, &shortest, 15 * SECOND_NS));
     }
 
     #[test]

@@ -326,7 +326,7 @@ fn a_lost_twin_comes_back_with_the_same_port() {
             }
             let (_, after) = entry_of(rig, lost).unwrap();
             let what = |flow: &egress_ebpf::contract::Flow| {
-                (flow.to_src, flow.to_dst, flow.to_src_port, flow.to_dst_port, flow.mark, flow.rule)
+                (flow.to_src, flow.to_dst, flow.to_src_port, flow.to_dst_port, flow.source, flow.rule)
             };
             assert_eq!(what(&after), what(&before));
             rig.assert_paired();

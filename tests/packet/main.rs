@@ -14,6 +14,7 @@
 //! | [`malformed`] | packets that are not what they say |
 //! | [`safety`] | any bytes at all: only declared verdicts, and no leak |
 //! | [`scale`] | every port a rule |
+//! | [`table`] | a small flow table, full, and as flows come and go |
 //! | [`verified`] | what the verifier has to walk, on each kernel |
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on panics where it stands")]
 #![expect(clippy::cast_possible_truncation, reason = "frames are short, and random numbers are cut to size")]
@@ -30,6 +31,7 @@ mod races;
 mod rig;
 mod safety;
 mod scale;
+mod table;
 mod verdicts;
 mod verified;
 

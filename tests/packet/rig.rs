@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use bytemuck::{bytes_of, pod_read_unaligned};
-use egress_ebpf::contract::{AddressKey, Config, Direction, Flow, FlowKey, FragmentKey, FragmentPorts, Mark, map};
+use egress_ebpf::contract::{
+    AddressKey, Config, Direction, Flow, FlowKey, FragmentKey, FragmentPorts, Mark, Place, map,
+};
 use egress_ebpf::event::{Budget, Event, Filter, Logging, STREAMS, Stream};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict};
 use egress_lab::address::{self, GATEWAY, Host, ROUTER, SERVER_1, SNAT};
@@ -17,7 +19,8 @@ use egress_lab::packet::{Content, read};
 use egress_lab::{Family, Netns};
 use egress_user::compile::{Protocol, Rule, RuleTable};
 use egress_user::datapath::{
-    Arrival, Datapath, Departure, Events, FlowRow, Interface, Interfaces, PinDir, Reader, Settings, Tables,
+    Arrival, Datapath, Departure, Entry, Events, FlowRow, FlowTable, Interface, Interfaces, PinDir, Reader, Settings,
+    Table, Tables,
 };
 
 use crate::frame::{CLUSTER_MAC, EXTERNAL_MAC, Frame, PEER_MAC};
@@ -199,15 +202,15 @@ struct Loaded {
     active: Array<MapData, u32>,
     config: Array<MapData, [u8; size_of::<Config>()]>,
     addresses: HashMap<MapData, [u8; size_of::<AddressKey>()], u32>,
-    flows: FlowMap,
+    /// Read as user space does, written as an array.
+    flow_table: FlowTable,
+    places: Array<MapData, [u8; size_of::<Place>()]>,
     fragments: HashMap<MapData, [u8; size_of::<FragmentKey>()], [u8; size_of::<FragmentPorts>()]>,
     trace: Array<MapData, [u8; size_of::<Filter>()]>,
     budgets: PerCpuArray<MapData, [u8; size_of::<Budget>()]>,
     events: Events,
     traced: Events,
 }
-
-type FlowMap = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
 
 impl Loaded {
     fn new(flows: u32) -> Self {
@@ -220,7 +223,8 @@ impl Loaded {
                 active: Array::try_from(Map::Array(open(map::ACTIVE))).unwrap(),
                 config: Array::try_from(Map::Array(open(map::CONFIG))).unwrap(),
                 addresses: HashMap::try_from(Map::HashMap(open(map::ADDRESSES))).unwrap(),
-                flows: HashMap::try_from(Map::HashMap(open(map::FLOWS))).unwrap(),
+                flow_table: FlowTable::open(&pins).unwrap(),
+                places: Array::try_from(Map::Array(open(map::FLOWS))).unwrap(),
                 fragments: HashMap::try_from(Map::LruHashMap(open(map::FRAGMENTS))).unwrap(),
                 trace: Array::try_from(Map::Array(open(map::TRACE))).unwrap(),
                 budgets: PerCpuArray::try_from(Map::PerCpuArray(open(map::BUDGETS))).unwrap(),
@@ -241,9 +245,11 @@ impl Loaded {
         for key in self.addresses.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.addresses.remove(&key).unwrap();
         }
-        for key in self.flows.keys().collect::<Result<Vec<_>, _>>().unwrap() {
-            self.flows.remove(&key).unwrap();
+        let flows = self.flow_table.table().unwrap();
+        for entry in flows.iter() {
+            assert!(flows.remove(&entry));
         }
+        assert_eq!(flows.used(), 0);
         for key in self.fragments.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.fragments.remove(&key).unwrap();
         }
@@ -468,13 +474,14 @@ impl Rig {
         flows.remove(0)
     }
 
+    /// The flow table, as user space has it.
+    pub(crate) fn table(&self) -> Table<'_> {
+        self.loaded.flow_table.table().unwrap()
+    }
+
     /// Entries of the flow table, expired ones included.
     pub(crate) fn entries(&self) -> Vec<(FlowKey, Flow)> {
-        let read = |item: Result<([u8; KEY], [u8; VALUE]), _>| {
-            let (key, flow) = item.unwrap();
-            (pod_read_unaligned(&key), pod_read_unaligned(&flow))
-        };
-        self.loaded.flows.iter().map(read).collect()
+        self.table().iter().map(|entry| (entry.key, entry.flow)).collect()
     }
 
     /// The one flow's entry of one direction.
@@ -485,17 +492,18 @@ impl Rig {
         entries.pop()
     }
 
-    /// Writes an entry of the flow table.
+    /// Writes an entry that the flow table has.
     pub(crate) fn set_entry(&mut self, key: &FlowKey, flow: &Flow) {
-        let key: [u8; KEY] = bytes_of(key).try_into().unwrap();
-        let flow: [u8; VALUE] = bytes_of(flow).try_into().unwrap();
-        self.loaded.flows.insert(key, flow, 0).unwrap();
+        let Entry { place, flow: now, .. } = self.table().find(key).unwrap();
+        let mut at: Place = pod_read_unaligned(&self.loaded.places.get(&place, 0).unwrap());
+        at.flow = Flow { state: now.state, reach: at.flow.reach, ..*flow };
+        self.loaded.places.set(place, <[u8; size_of::<Place>()]>::try_from(bytes_of(&at)).unwrap(), 0).unwrap();
     }
 
     /// Removes an entry of the flow table.
     pub(crate) fn remove_entry(&mut self, key: &FlowKey) {
-        let key: [u8; KEY] = bytes_of(key).try_into().unwrap();
-        self.loaded.flows.remove(&key).unwrap();
+        let flows = self.table();
+        assert!(flows.remove(&flows.find(key).unwrap()));
     }
 
     /// Makes everything in the flow table this much older, as if so much time had gone by.
@@ -521,9 +529,6 @@ impl Rig {
         }
     }
 }
-
-const KEY: usize = size_of::<FlowKey>();
-const VALUE: usize = size_of::<Flow>();
 
 /// The cluster interface's link-local address.
 pub(crate) const CLUSTER_LINK_LOCAL: &str = "fe80::10";

@@ -5,25 +5,21 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 
 use crate::sys;
 
-/// A table and its memory.
+/// A flow table and its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
-    /// Entries that it has room for.
-    pub entries: u32,
+    /// Flows that it has room for.
+    pub flows: u32,
     /// Memory that it is charged with.
     pub bytes: u64,
 }
-
-/// Key and value of the router's flows, as bytes.
-type Key = [u8; size_of::<egress_ebpf::contract::FlowKey>()];
-type Value = [u8; size_of::<egress_ebpf::contract::Flow>()];
 
 /// How often a program ran, and for how long in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,33 +30,30 @@ pub struct Runs {
     pub ns: u64,
 }
 
-/// A pinned table.
+/// The pinned flow table.
 ///
 /// # Errors
 /// When nothing is pinned there.
 pub fn table(pin: &Path) -> Result<Table> {
-    let entries = MapInfo::from_pin(pin).with_context(|| format!("read table {}", pin.display()))?.max_entries();
+    let places = MapInfo::from_pin(pin).with_context(|| format!("read table {}", pin.display()))?.max_entries();
     let map = MapData::from_pin(pin).with_context(|| format!("open table {}", pin.display()))?;
     let of = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = fs::read_to_string(&of).with_context(|| format!("read {of}"))?;
     let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
-    Ok(Table { entries, bytes: bytes.with_context(|| format!("no memory of {} in {text:?}", pin.display()))? })
+    let bytes = bytes.with_context(|| format!("no memory of {} in {text:?}", pin.display()))?;
+    // Two entries a flow.
+    Ok(Table { flows: egress_ebpf::table::entries(places) / 2, bytes })
 }
 
-/// How many entries a pinned hash table holds. Walks all of it.
+/// The number that a pinned array of one number holds.
 ///
 /// # Errors
-/// When nothing is pinned there, or it is no hash table of such keys.
-pub fn entries(pin: &Path) -> Result<u64> {
+/// When nothing is pinned there, or it is no such array.
+pub fn number(pin: &Path) -> Result<u32> {
     let map = MapData::from_pin(pin).with_context(|| format!("open table {}", pin.display()))?;
     let map = Map::from_map_data(map).with_context(|| format!("kind of table {}", pin.display()))?;
-    let map = HashMap::<MapData, Key, Value>::try_from(map).with_context(|| format!("type of {}", pin.display()))?;
-    let mut entries = 0;
-    for key in map.keys() {
-        key.with_context(|| format!("walk table {}", pin.display()))?;
-        entries += 1;
-    }
-    Ok(entries)
+    let array = Array::<MapData, u32>::try_from(map).with_context(|| format!("type of {}", pin.display()))?;
+    array.get(&0, 0).with_context(|| format!("read table {}", pin.display()))
 }
 
 /// Size of an object of a slab, if there is one of that name.

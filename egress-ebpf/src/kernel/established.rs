@@ -8,17 +8,17 @@
 //! It is the same way in a tc program and in an XDP program: a [`Frame`] is what differs.
 
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Config, Direction, Flow, HopKind, LinkHop, config_flag};
+use egress_ebpf::contract::{Config, Direction, Flow, HopKind, config_flag};
 use egress_ebpf::sctp;
 use egress_ebpf::tcp::{self, flag, seen};
 use egress_ebpf::timeout::protocol;
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::family::Family;
-use super::forward::out_of;
-use super::packet::{Ends, Head, L3};
+use super::forward::{hop_of, out_of};
+use super::packet::{Ends, Head, L3, LinkHop};
 use super::parsed::{Fragment, Kind, Parsed};
-use super::{Outcome, Scene, flow};
+use super::{Outcome, Scene, flow, hop, table};
 
 /// A frame, as the kind of program has it that is run on it.
 pub(crate) trait Frame {
@@ -53,7 +53,7 @@ pub(crate) trait Frame {
 
     /// Sends it out of an interface: to a link address, or to a neighbour through the kernel, which then takes note that somebody
     /// speaks to it.
-    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, neighbour: Option<&Addr>) -> Result<(), DropReason>;
+    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop<'_>, neighbour: Option<&Addr>) -> Result<(), DropReason>;
 
     /// What to call that.
     fn verdict(direction: Direction) -> Verdict;
@@ -68,7 +68,7 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
     let work = scene.work();
     let head = read::<F>(frame, &mut work.parsed)?;
     work.key = work.parsed.flow_key(direction);
-    let flow = flow::entry(&work.key)?;
+    let flow = table::find_at_once(scene.shape, &work.key)?;
     let parsed = &work.parsed;
     let seen = settled(scene, parsed, flow)?;
     let ifindex = out_of(scene.config, direction);
@@ -80,7 +80,9 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
         if flow::is_twin_due(scene, flow) {
             return None;
         }
-        frame.refresh_hop(ifindex)?;
+        if !hop::take_known(scene, ifindex, flow) {
+            frame.refresh_hop(ifindex)?;
+        }
         if flow.hop_kind == HopKind::Kernel as u8 {
             return None;
         }
@@ -92,7 +94,8 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
     work.ends = Ends { src: flow.to_src, dst: flow.to_dst, src_port: flow.to_src_port, dst_port: flow.to_dst_port };
     let rewritten = frame.rewrite_in_place::<F>(scene.config, &head, &work.parsed, &work.ends);
     let neighbour = (due && work.neighbour != Addr::UNSPECIFIED).then_some(&work.neighbour);
-    Some(rewritten.and_then(|()| frame.send::<F>(ifindex, &flow.hop, neighbour)).map(|()| P::verdict(direction)))
+    let hop = hop_of(scene.config, flow, direction);
+    Some(rewritten.and_then(|()| frame.send::<F>(ifindex, &hop, neighbour)).map(|()| P::verdict(direction)))
 }
 
 /// Reads a packet that has nothing between its IP header and its transport header, and a hop left.
@@ -137,6 +140,7 @@ fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
     let opens = has_states && tcp::opens(parsed.flags);
     // A new port would need an SCTP packet's whole length in its checksum.
     let is_light = parsed.kind != Kind::Sctp || flow.keeps_ports(parsed.src_port, parsed.dst_port);
-    let settled = flow.hop_kind != HopKind::Kernel as u8 && is_light && !opens && flow::is_young(scene, flow);
+    let settled =
+        flow.hop_kind != HopKind::Kernel as u8 && is_light && !opens && flow::is_young(scene, parsed.protocol, flow);
     settled.then_some(seen)
 }

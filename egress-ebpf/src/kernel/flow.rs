@@ -2,54 +2,43 @@
 //!
 //! A flow is two entries, one for each direction, each under the tuple of the packets as they arrive. A packet looks up its
 //! own entry only, and writes that one only; the twin is looked at about once a minute ([`TWIN_TURNS_SHIFT`]), when the network
-//! has changed, when a connection closes, and when an entry has been idle for longer than the shortest timeout.
+//! has changed, when a connection closes, and when an entry has been idle for as long as the shortest timeout of its protocol.
 //!
 //! [`TWIN_TURNS_SHIFT`]: egress_ebpf::contract::TWIN_TURNS_SHIFT
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{
-    Direction, Flow, FlowKey, HopKind, LinkHop, Mark, PORT_TRIES_BUCKETS, Side, Slice, source_index,
-};
+use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, PORT_TRIES_BUCKETS, Side, Slice, source_index};
 use egress_ebpf::event::Kind as Told;
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
+use egress_ebpf::table::state;
 use egress_ebpf::tcp::{self, seen};
-use egress_ebpf::timeout::{SECOND_NS, class, expired, protocol};
+use egress_ebpf::timeout::{self, SECOND_NS, class, expired, protocol};
 use egress_ebpf::verdict::DropReason;
 
 use super::established::Frame as _;
 use super::local::address_index;
-use super::maps::{FLOWS, PORT_TRIES, Ports, SOURCES};
+use super::maps::{PORT_TRIES, Ports, SOURCES};
 use super::packet::Packet;
 use super::parsed::Kind;
+pub(crate) use super::table::find as entry;
+use super::table::{self, Entered};
 use super::{Scene, event, hop};
-
-const EEXIST: i32 = -17;
-
-/// The entry under this key, whatever its age.
-#[inline(always)]
-pub(crate) fn entry(key: &FlowKey) -> Option<&'static mut Flow> {
-    let flow = FLOWS.get_ptr_mut(key)?;
-    // SAFETY: the element stays mapped while the program runs. It may be changed or reused by another CPU meanwhile; its
-    // fields are plain integers, of which each is read or written whole, and a live flow's entry is never removed.
-    Some(unsafe { &mut *flow })
-}
 
 /// The live entry under this key. An expired one counts as absent; it stays until its flow begins anew ([`restart`]), until
 /// another one takes its port, or until it is swept.
 #[inline(always)]
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
     let flow = entry(key)?;
-    let live = is_young(scene, flow) || !is_expired(scene, &mut scene.work().twin_key, key, flow);
+    let live = is_young(scene, key.protocol, flow) || !is_expired(scene, &mut scene.work().twin_key, key, flow);
     live.then_some(flow)
 }
 
-/// Whether an entry has been idle for less than any timeout.
+/// Whether an entry has been idle for less than any timeout of its protocol.
 #[inline(always)]
-pub(crate) fn is_young(scene: &Scene, flow: &Flow) -> bool {
-    let idle_ns = scene.now_ns.saturating_sub(flow.last_seen_ns);
-    idle_ns < u64::from(scene.config.shortest_timeout_s) * SECOND_NS
+pub(crate) fn is_young(scene: &Scene, protocol: u8, flow: &Flow) -> bool {
+    timeout::is_young(protocol, flow, &scene.config.shortest_s, scene.now_ns)
 }
 
 /// Whether the next hops are to be looked up. One that the kernel knew nothing of may be there by now, and one that is known
@@ -96,7 +85,7 @@ extern "C" fn forget_flow() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some(flow) = entry(&work.over) else { return OPENED };
-    if is_young(&scene, flow) {
+    if is_young(&scene, work.over.protocol, flow) {
         // Another CPU has made a new one in its place.
         return OPENED;
     }
@@ -116,8 +105,8 @@ extern "C" fn forget_flow() -> u32 {
         *reply = *twin;
     }
     // Told by whoever removes it, once.
-    let was_there = FLOWS.remove(&work.over).is_ok();
-    let _ = FLOWS.remove(&work.twin_key);
+    let was_there = table::remove(&work.over);
+    table::remove(&work.twin_key);
     if was_there {
         event::closed(&scene, &work.over, request, has_reply.then_some(reply));
     }
@@ -218,13 +207,12 @@ fn twin_or_mended(scene: &Scene, flow: &Flow) -> Option<&'static mut Flow> {
         return Some(twin);
     }
     let key = &work.key;
-    let (side, direction) =
-        if key.is_request() { (Side::Cluster, Direction::Reply) } else { (Side::External, Direction::Request) };
+    let side = if key.is_request() { Side::Cluster } else { Side::External };
     let index = address_index(scene, side, &key.dst)?;
     let work = scene.work();
-    work.flow = flow.reversed(&work.key, Mark::new(direction, index, work.key.dst_port));
+    work.flow = flow.reversed(&work.key, index);
     // Another CPU may have been faster.
-    let _ = FLOWS.insert(&work.twin_key, &work.flow, u64::from(BPF_NOEXIST));
+    table::enter(&work.twin_key);
     entry(&work.twin_key)
 }
 
@@ -304,7 +292,7 @@ extern "C" fn open_flow() -> u32 {
         to_dst: work.key.src,
         to_src_port: work.key.dst_port,
         to_dst_port: work.key.src_port,
-        mark: Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0,
+        state: state::FREE,
         created_ns: scene.now_ns,
         last_seen_ns: scene.now_ns,
         packets: 0,
@@ -313,9 +301,10 @@ extern "C" fn open_flow() -> u32 {
         seen: 0,
         hop_kind: HopKind::Kernel as u8,
         return_kind: HopKind::Kernel as u8,
-        pad: 0,
-        hop: LinkHop { to: [0; 6], from: [0; 6] },
-        pad2: [0; 4],
+        source: work.router_index,
+        hop: [0; 6],
+        reach: 0,
+        distance: 0,
     };
     let reserved = reserve(&scene);
     if reserved != OPENED {
@@ -327,7 +316,7 @@ extern "C" fn open_flow() -> u32 {
     work.flow.to_dst = work.rule.destination;
     work.flow.to_src_port = port;
     work.flow.to_dst_port = target_port;
-    work.flow.mark = Mark::new(Direction::Request, slot, port).0;
+    work.flow.source = slot;
     work.flow.seen = work.seen;
     enter_request(&scene)
 }
@@ -338,20 +327,18 @@ extern "C" fn open_flow() -> u32 {
 fn restart(scene: &Scene, source: &Addr, slot: u8, target_port: Port) -> bool {
     let work = scene.work();
     let Some(flow) = entry(&work.key) else { return false };
-    if is_young(scene, flow) {
+    if is_young(scene, work.key.protocol, flow) {
         // Another CPU has been faster.
         return true;
     }
-    let mark = Mark::new(Direction::Request, slot, flow.to_src_port).0;
     let is_same = flow.to_src == *source
         && flow.to_dst == work.rule.destination
         && flow.to_dst_port == target_port
-        && flow.mark == mark
+        && flow.source == slot
         && is_first_choice(scene, flow.to_src_port);
     let twin = twin_entry(&mut work.twin_key, &work.key, flow);
-    let reply_mark = Mark::new(Direction::Reply, work.router_index, work.key.dst_port).0;
     match twin {
-        Some(twin) if is_same && twin.mark == reply_mark && work.twin_key.twin(twin) == work.key => {
+        Some(twin) if is_same && twin.source == work.router_index && work.twin_key.twin(twin) == work.key => {
             event::of_flow(Told::Closed);
             begin(flow, scene.now_ns, work.rule.rule, work.seen);
             begin(twin, scene.now_ns, work.rule.rule, 0);
@@ -393,24 +380,25 @@ fn is_first_choice(scene: &Scene, port: Port) -> bool {
 #[inline(always)]
 fn enter_request(scene: &Scene) -> u32 {
     let work = scene.work();
-    match FLOWS.insert(&work.key, &work.flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {
+    match table::enter(&work.key) {
+        Entered::Now => {
             event::of_flow(Told::Opened);
             OPENED
         }
         // Another CPU opened the same flow meanwhile: its translation is the one in force, and ours gives its port back.
-        Err(EEXIST) => {
+        Entered::Before => {
+            let work = scene.work();
             if let Some(winner) = entry(&work.key) {
                 work.twin_key = work.key.twin(winner);
                 if work.twin_key != work.reply_key {
-                    let _ = FLOWS.remove(&work.reply_key);
+                    table::remove(&work.reply_key);
                 }
             }
             OPENED
         }
-        Err(_) => {
-            let _ = FLOWS.remove(&work.reply_key);
-            NO_ROOM
+        outcome => {
+            table::remove(&scene.work().reply_key);
+            if outcome == Entered::NoRoom { NO_ROOM } else { FAILED }
         }
     }
 }
@@ -471,11 +459,13 @@ fn reserve(scene: &Scene) -> u32 {
 extern "C" fn try_port() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
-    match FLOWS.insert(&work.reply_key, &work.flow, u64::from(BPF_NOEXIST)) {
-        Ok(()) => return OPENED,
-        Err(EEXIST) => {}
-        Err(_) => return NO_ROOM,
+    match table::enter(&work.reply_key) {
+        Entered::Now => return OPENED,
+        Entered::Before => {}
+        Entered::NoRoom => return NO_ROOM,
+        Entered::Failed => return FAILED,
     }
+    let work = scene.work();
     if let Some(holder) = entry(&work.reply_key) {
         work.twin_key = work.reply_key.twin(holder);
         if work.twin_key == work.key {

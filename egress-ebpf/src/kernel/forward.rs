@@ -1,12 +1,12 @@
 //! Send a translated packet on: past the kernel's stack where nothing speaks against it, else through it.
 
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Config, Direction, Flow, HopKind, Mark, config_flag};
+use egress_ebpf::contract::{Config, Direction, Flow, HopKind, config_flag};
 use egress_ebpf::verdict::Verdict;
 
 use super::established::Frame as _;
 use super::family::Family;
-use super::packet::{Ends, Hop, Packet};
+use super::packet::{Ends, Hop, LinkHop, Packet};
 use super::parsed::Parsed;
 use super::{Outcome, Scene};
 
@@ -22,7 +22,7 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
         || !packet.fits(scene.config, out_of(scene.config, direction))
     {
         let ends = Ends { src: parsed.src, dst: flow.to_dst, src_port: parsed.src_port, dst_port: flow.to_dst_port };
-        let mark = Mark(flow.mark);
+        let mark = flow.mark(direction);
         packet.rewrite::<F>(scene.config, ends, Hop::Kernel)?;
         packet.set_mark(mark);
         return Ok(match direction {
@@ -34,7 +34,8 @@ pub(crate) fn forward<F: Family>(packet: &mut Packet, scene: &Scene, flow: &Flow
     packet.rewrite::<F>(scene.config, ends, Hop::Count)?;
     let neighbour = &scene.work().neighbour;
     let just_found = *neighbour != Addr::UNSPECIFIED;
-    packet.send::<F>(out_of(scene.config, direction), &flow.hop, just_found.then_some(neighbour))?;
+    let hop = hop_of(scene.config, flow, direction);
+    packet.send::<F>(out_of(scene.config, direction), &hop, just_found.then_some(neighbour))?;
     Ok(redirected(direction))
 }
 
@@ -54,6 +55,16 @@ pub(crate) fn out_of(config: &Config, direction: Direction) -> u32 {
         Direction::Request => config.external_ifindex,
         Direction::Reply => config.cluster_ifindex,
     }
+}
+
+/// How the flow's packets are addressed there.
+#[inline(always)]
+pub(crate) fn hop_of<'a>(config: &'a Config, flow: &'a Flow, direction: Direction) -> LinkHop<'a> {
+    let from = match direction {
+        Direction::Request => &config.external_mac,
+        Direction::Reply => &config.cluster_mac,
+    };
+    LinkHop { to: &flow.hop, from }
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_skb_load_bytes};
 use egress_ebpf::addr::Addr;
-use egress_ebpf::contract::{Flow, HopKind, LinkHop};
+use egress_ebpf::contract::{Flow, HopKind};
 use egress_ebpf::timeout::SECOND_NS;
 
 use super::family::{Family, V4, V6};
@@ -32,7 +32,7 @@ pub(crate) fn refresh_return(ctx: *mut __sk_buff, scene: &Scene, flow: &mut Flow
     let mut to = [0_u8; 6];
     // SAFETY: the context is valid; the helper writes six bytes into a buffer of six. Offset 6 is the link source.
     if unsafe { bpf_skb_load_bytes(ctx.cast(), 6, to.as_mut_ptr().cast(), 6) } == 0 {
-        flow.hop = LinkHop { to, from: scene.config.cluster_mac };
+        flow.hop = to;
         flow.hop_kind = HopKind::Link as u8;
     }
 }
@@ -48,19 +48,44 @@ enum Goes {
     Elsewhere,
 }
 
+/// Takes the next hop out of `ifindex` that is known on this CPU of such packets, unless the kernel is still to be told that
+/// somebody speaks to it. Returns whether there was one; `WORK` then holds no neighbour.
+#[inline(always)]
+pub(crate) fn take_known(scene: &Scene, ifindex: u32, flow: &mut Flow) -> bool {
+    scene.work().neighbour = Addr::UNSPECIFIED;
+    match known(ifindex, flow) {
+        Some(known) if is_of(scene, known, ifindex, flow) && known.untold == Addr::UNSPECIFIED => {
+            take(&Way::Neighbour(known.hop), flow);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Where it is kept what is known of such packets.
+#[inline(always)]
+fn known(ifindex: u32, flow: &Flow) -> Option<&'static mut KnownHop> {
+    let known = HOPS.get_ptr_mut(KnownHop::place(&flow.to_src, &flow.to_dst, ifindex))?;
+    // SAFETY: the element belongs to this CPU, where a program is not preempted by another.
+    Some(unsafe { &mut *known })
+}
+
+/// Whether what is kept there is of such packets, and was looked up lately.
+#[inline(always)]
+fn is_of(scene: &Scene, known: &KnownHop, ifindex: u32, flow: &Flow) -> bool {
+    let is_fresh =
+        known.looked_up_ns >= scene.config.changed_ns && scene.now_ns.saturating_sub(known.looked_up_ns) < KNOWN_FOR_NS;
+    is_fresh && known.ifindex == ifindex && known.src == flow.to_src && known.dst == flow.to_dst
+}
+
 /// The way of a flow's packets, by what is known on this CPU of such packets, or by the routing table. A neighbour is told of once:
 /// by the first packet that goes to it.
 #[inline(always)]
 fn known_or_found(ctx: *mut __sk_buff, scene: &Scene, ifindex: u32, flow: &Flow, goes: Goes) -> Way {
     let neighbour = &mut scene.work().neighbour;
     *neighbour = Addr::UNSPECIFIED;
-    let known = HOPS.get_ptr_mut(KnownHop::place(&flow.to_src, &flow.to_dst, ifindex));
-    // SAFETY: the element belongs to this CPU, where a program is not preempted by another.
-    let Some(known) = known.map(|known| unsafe { &mut *known }) else { return Way::None };
-    let is_fresh =
-        known.looked_up_ns >= scene.config.changed_ns && scene.now_ns.saturating_sub(known.looked_up_ns) < KNOWN_FOR_NS;
-    let is_known = is_fresh && known.ifindex == ifindex && known.src == flow.to_src && known.dst == flow.to_dst;
-    let way = if is_known {
+    let Some(known) = known(ifindex, flow) else { return Way::None };
+    let way = if is_of(scene, known, ifindex, flow) {
         Way::Neighbour(known.hop)
     } else {
         let way = find(ctx, ifindex, &flow.to_src, &flow.to_dst, neighbour);
@@ -84,8 +109,8 @@ enum Way {
     /// By a neighbour that is not known to be there: new, or silent of late. The kernel asks for it, and tells the sender if
     /// nobody answers, which a redirected packet's sender would never learn.
     Unresolved,
-    /// By a neighbour, so addressed.
-    Neighbour(LinkHop),
+    /// By a neighbour of this link address.
+    Neighbour([u8; 6]),
 }
 
 #[inline(always)]
@@ -132,5 +157,5 @@ fn find(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr, neighbour: &m
         // SAFETY: as above.
         Addr::from_v6_words(unsafe { route.__bindgen_anon_4.ipv6_dst })
     };
-    Way::Neighbour(LinkHop { to: route.dmac, from: route.smac })
+    Way::Neighbour(route.dmac)
 }

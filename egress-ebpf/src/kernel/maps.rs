@@ -1,15 +1,16 @@
 //! The maps, by the names in [`egress_ebpf::contract::map`].
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    AddressKey, Config, Counter, EVENTS_BYTES, Flow, FlowKey, FragmentKey, FragmentPorts, LinkHop, MAX_ADDRESSES,
-    MAX_FRAGMENTS, MAX_RULES, PORT_TRIES_BUCKETS, RuleKey, RuleValue, SOURCES_PER_SIDE, TRACED_BYTES,
+    AddressKey, Config, Counter, EVENTS_BYTES, Flow, FlowKey, FragmentKey, FragmentPorts, MAX_ADDRESSES, MAX_FRAGMENTS,
+    MAX_RULES, PORT_TRIES_BUCKETS, Place, RuleKey, RuleValue, SOURCES_PER_SIDE, Shape, TRACED_BYTES,
 };
 use egress_ebpf::event::{Budget, Filter, Logging, STREAMS, Why};
 use egress_ebpf::ports::Search;
+use egress_ebpf::table::{self, Found};
 use egress_ebpf::verdict::{HOOKS, OUTCOMES_PER_HOOK};
 
 use super::packet::Ends;
@@ -30,9 +31,18 @@ pub(crate) static SOURCES: Array<Addr> = Array::with_max_entries(2 * SOURCES_PER
 #[map]
 pub(crate) static RULES: HashMap<RuleKey, RuleValue> = HashMap::with_max_entries(MAX_RULES, BPF_F_NO_PREALLOC);
 
-/// Preallocated, and not LRU: a full table refuses new flows, it never ends old ones. The loader sets the size.
+/// A full table refuses new flows, it never ends old ones. The loader sets the size.
 #[map]
-pub(crate) static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * 65536, 0);
+pub(crate) static FLOWS: Array<Place> = Array::with_max_entries(table::places(2 * 65536), BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static SHAPE: Array<Shape> = Array::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static USED: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static LOCKS: Array<u32> = Array::with_max_entries(table::LOCKS, 0);
 
 /// LRU: losing a record costs the rest of one datagram.
 #[map]
@@ -49,6 +59,10 @@ pub(crate) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 /// CPU.
 #[repr(C)]
 pub(crate) struct Work {
+    /// The tick at which the clock was read last ...
+    pub(crate) tick: u64,
+    /// ... and what it said.
+    pub(crate) now_ns: u64,
     /// The packet.
     pub(crate) parsed: Parsed,
     /// The packet that it quotes, if it is an ICMP error.
@@ -61,6 +75,16 @@ pub(crate) struct Work {
     pub(crate) key: FlowKey,
     /// Key of the entry opposite to the one at hand.
     pub(crate) twin_key: FlowKey,
+    /// Key of an entry that is looked for, or entered.
+    pub(crate) sought: FlowKey,
+    /// Where that belongs.
+    pub(crate) found: Found,
+    /// How far from its home entries were said to be ...
+    pub(crate) reach: u32,
+    /// ... and are.
+    pub(crate) farthest: u32,
+    /// How far from it a free place is.
+    pub(crate) distance: u32,
     /// Key of an address that is looked up.
     pub(crate) address_key: AddressKey,
     /// Key of a datagram in fragments.
@@ -121,8 +145,8 @@ pub(crate) struct KnownHop {
     pub(crate) looked_up_ns: u64,
     /// The interface that they leave by.
     pub(crate) ifindex: u32,
-    /// How they are addressed there.
-    pub(crate) hop: LinkHop,
+    /// The link address that they go to there.
+    pub(crate) hop: [u8; 6],
     /// The neighbour that this is, until a packet has gone to it by the kernel, which then asks whether it is still there.
     pub(crate) untold: Addr,
 }

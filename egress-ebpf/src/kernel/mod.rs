@@ -15,12 +15,13 @@ pub(crate) mod packet;
 pub(crate) mod parsed;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod table;
 pub(crate) mod xdp;
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use egress_ebpf::contract::{Config, Counter, Direction, Mark};
+use egress_ebpf::contract::{Config, Counter, Direction, Mark, Shape};
 use egress_ebpf::verdict::{DropReason, Hook, Verdict, drop_index, verdict_index};
 
 use established::Frame as _;
@@ -46,6 +47,8 @@ pub(crate) struct Scene {
     pub(crate) generation: u8,
     /// Its settings.
     pub(crate) config: &'static Config,
+    /// How the flow table is made.
+    pub(crate) shape: &'static Shape,
     /// Monotonic clock.
     pub(crate) now_ns: u64,
     work: *mut Work,
@@ -133,10 +136,24 @@ fn scene() -> Option<Scene> {
     if config.cluster_ifindex == 0 {
         return None;
     }
-    // SAFETY: the helper takes nothing and reads the clock, to the tick: nothing here needs more than a second's tenth.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let shape = table::shape()?;
     let work = maps::WORK.get_ptr_mut(0)?;
-    Some(Scene { generation: u8::from(generation != 0), config, now_ns, work })
+    // SAFETY: as in `Scene::work`.
+    let now_ns = now_ns(unsafe { &mut *work });
+    Some(Scene { generation: u8::from(generation != 0), config, shape, now_ns, work })
+}
+
+/// The clock, to the tick: nothing here needs more than a second's tenth. It is read once a tick; which tick it is costs no call.
+#[inline(always)]
+fn now_ns(work: &mut Work) -> u64 {
+    // SAFETY: the helper takes nothing and reads a number.
+    let tick = unsafe { bpf_jiffies64() };
+    if work.tick != tick {
+        work.tick = tick;
+        // SAFETY: the helper takes nothing and reads the clock.
+        work.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    }
+    work.now_ns
 }
 
 /// This CPU's work space, for functions that need nothing of [`Scene`].

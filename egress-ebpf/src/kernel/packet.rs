@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use bytemuck::Pod;
 use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::checksum::Delta;
-use egress_ebpf::contract::{Config, Direction, LinkHop, Mark, config_flag};
+use egress_ebpf::contract::{Config, Direction, Mark, config_flag};
 use egress_ebpf::crc32c;
 use egress_ebpf::verdict::{DropReason, Verdict};
 
@@ -41,6 +41,12 @@ pub(crate) struct Ends {
     pub(crate) dst: Addr,
     pub(crate) src_port: Port,
     pub(crate) dst_port: Port,
+}
+
+/// How a frame is addressed on its link: the next hop's address, and that of the interface.
+pub(crate) struct LinkHop<'a> {
+    pub(crate) to: &'a [u8; 6],
+    pub(crate) from: &'a [u8; 6],
 }
 
 /// The first bytes of a frame, where they lie. Not to be used after a call that may move them: the verifier refuses that.
@@ -71,6 +77,13 @@ impl Head {
         // SAFETY: as above, and the kernel makes the bytes ours alone before a program that writes them runs.
         unsafe { at.write(Even(*value)) };
         Some(())
+    }
+
+    /// Writes the link addresses.
+    #[inline(always)]
+    pub(crate) fn write_hop(&self, hop: &LinkHop<'_>) -> Option<()> {
+        self.write(0, hop.to)?;
+        self.write(6, hop.from)
     }
 
     /// Writes one hop less and new ends into the headers of a packet without options, and IPv4's header checksum.
@@ -175,7 +188,12 @@ impl Packet {
         work.ends = ends;
         work.csum_ipv6 = config.flags & config_flag::CSUM_IPV6 != 0;
         let ctx = self.ctx.skb.skb;
-        answer::decode(if F::IS_V4 { rewrite_v4(ctx, hop as u32) } else { rewrite_v6(ctx, hop as u32) })
+        answer::decode(match (F::IS_V4, hop) {
+            (true, Hop::Kernel) => rewrite_v4(ctx),
+            (true, Hop::Count) => forward_v4(ctx),
+            (false, Hop::Kernel) => rewrite_v6(ctx),
+            (false, Hop::Count) => forward_v6(ctx),
+        })
     }
 
     /// Changes the transport checksum by what the addresses and the ports change, if it covers them.
@@ -255,9 +273,8 @@ impl Packet {
 
     /// Sends the packet out of an interface, to a link address.
     #[inline(always)]
-    fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop) -> Result<(), DropReason> {
-        let head = self.head(size::<LinkHop>()).ok_or(DropReason::Malformed)?;
-        head.write(0, hop).ok_or(DropReason::Malformed)?;
+    fn redirect_to_link(&mut self, ifindex: u32, hop: &LinkHop<'_>) -> Result<(), DropReason> {
+        self.head(L3).and_then(|head| head.write_hop(hop)).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         expect_redirect(action)
@@ -363,7 +380,7 @@ impl Frame for Packet {
     }
 
     #[inline(always)]
-    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, neighbour: Option<&Addr>) -> Result<(), DropReason> {
+    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop<'_>, neighbour: Option<&Addr>) -> Result<(), DropReason> {
         self.set_mark(Mark::DONE);
         match neighbour {
             Some(neighbour) => self.redirect_to_neighbour::<F>(ifindex, neighbour),
@@ -378,34 +395,48 @@ impl Frame for Packet {
 }
 
 /// Whether a rewrite counts a hop, as forwarding does.
-#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hop {
     /// The kernel counts it.
-    Kernel = 0,
+    Kernel,
     /// Here.
-    Count = 1,
+    Count,
+}
+
+// Global BPF functions, for the verifier, one for each way: a program that has one that writes packets where they lie has the
+// kernel look at each packet first, whether they may be written. The egress programs, which leave most packets alone, have none.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite_v4(ctx: *mut __sk_buff) -> u32 {
+    answer::encode(rewrite::<V4>(ctx, Hop::Kernel))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn rewrite_v4(ctx: *mut __sk_buff, hop: u32) -> u32 {
-    answer::encode(rewrite::<V4>(ctx, hop))
+extern "C" fn rewrite_v6(ctx: *mut __sk_buff) -> u32 {
+    answer::encode(rewrite::<V6>(ctx, Hop::Kernel))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn rewrite_v6(ctx: *mut __sk_buff, hop: u32) -> u32 {
-    answer::encode(rewrite::<V6>(ctx, hop))
+extern "C" fn forward_v4(ctx: *mut __sk_buff) -> u32 {
+    answer::encode(rewrite::<V4>(ctx, Hop::Count))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forward_v6(ctx: *mut __sk_buff) -> u32 {
+    answer::encode(rewrite::<V6>(ctx, Hop::Count))
 }
 
 #[inline(always)]
-fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: u32) -> Result<(), DropReason> {
+fn rewrite<F: Family>(ctx: *mut __sk_buff, hop: Hop) -> Result<(), DropReason> {
     let mut packet = Packet::new(TcContext::new(ctx));
     let Work { parsed, ends, csum_ipv6, .. } = work().ok_or(DropReason::KernelCall)?;
     let addresses = parsed.address_change(ends);
     let ports = parsed.port_change(ends);
-    let count = hop == Hop::Count as u32;
+    let count = hop == Hop::Count;
     if count && matches!(parsed.kind, Kind::Tcp | Kind::Udp) && parsed.l3 == L3 && parsed.is_plain::<F>() {
         // As most packets are: written where they lie, which saves a call for each field.
         if let Some(head) = packet.head(L3 + F::PLAIN + 4) {

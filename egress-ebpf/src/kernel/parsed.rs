@@ -296,29 +296,13 @@ impl Parsed {
     /// Key of the flow that a packet arriving in this direction belongs to.
     #[inline(always)]
     pub(crate) fn flow_key(&self, direction: Direction) -> FlowKey {
-        FlowKey {
-            src: self.src,
-            dst: self.dst,
-            src_port: self.src_port,
-            dst_port: self.dst_port,
-            protocol: self.protocol,
-            direction: direction as u8,
-            pad: [0; 2],
-        }
+        FlowKey::new(&self.src, &self.dst, [self.src_port, self.dst_port], self.protocol, direction)
     }
 
     /// Key of the entry whose packets, arriving in `direction`, are answers to this one.
     #[inline(always)]
     pub(crate) fn answer_key(&self, direction: Direction) -> FlowKey {
-        FlowKey {
-            src: self.dst,
-            dst: self.src,
-            src_port: self.dst_port,
-            dst_port: self.src_port,
-            protocol: self.protocol,
-            direction: direction as u8,
-            pad: [0; 2],
-        }
+        FlowKey::new(&self.dst, &self.src, [self.dst_port, self.src_port], self.protocol, direction)
     }
 }
 

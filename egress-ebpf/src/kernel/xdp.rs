@@ -7,12 +7,12 @@ use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
 use egress_ebpf::addr::Addr;
 use egress_ebpf::checksum::{self, Delta};
-use egress_ebpf::contract::{Config, Direction, LinkHop};
+use egress_ebpf::contract::{Config, Direction};
 use egress_ebpf::verdict::{DropReason, Verdict};
 
 use super::established::Frame;
 use super::family::Family;
-use super::packet::{Ends, Head, L3};
+use super::packet::{Ends, Head, L3, LinkHop};
 use super::parsed::{Kind, Parsed};
 
 /// Offset of the EtherType.
@@ -106,9 +106,13 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn send<F: Family>(&mut self, ifindex: u32, hop: &LinkHop, _neighbour: Option<&Addr>) -> Result<(), DropReason> {
-        let head = self.head(12).ok_or(DropReason::Malformed)?;
-        head.write(0, hop).ok_or(DropReason::Malformed)?;
+    fn send<F: Family>(
+        &mut self,
+        ifindex: u32,
+        hop: &LinkHop<'_>,
+        _neighbour: Option<&Addr>,
+    ) -> Result<(), DropReason> {
+        self.head(L3).and_then(|head| head.write_hop(hop)).ok_or(DropReason::Malformed)?;
         // SAFETY: the helper takes numbers only.
         let action = unsafe { bpf_redirect(ifindex, 0) };
         if action == i64::from(xdp_action::XDP_REDIRECT) { Ok(()) } else { Err(DropReason::KernelCall) }

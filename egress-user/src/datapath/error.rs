@@ -142,9 +142,9 @@ pub enum DatapathError {
         #[source]
         source: aya::maps::MapError,
     },
-    /// The flow table could not be read whole.
-    #[error("read map {}", map::FLOWS)]
-    ReadFlows {
+    /// The flow table could not be mapped into memory.
+    #[error("map {} into memory", map::FLOWS)]
+    MapFlows {
         /// The kernel's reason.
         #[source]
         source: std::io::Error,

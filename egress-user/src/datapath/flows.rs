@@ -1,25 +1,22 @@
 //! The flow table: read it, sweep it.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use aya::maps::MapError;
-use bytemuck::pod_read_unaligned;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK, map};
+use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK};
 use egress_ebpf::event::Event;
 use egress_ebpf::timeout::{self, Class, SECOND_NS, protocol};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::events::Closed;
-use super::maps::{Maps, array_of, failed};
+use super::maps::Maps;
 use super::stale::{Connection, connection, is_stale};
 use super::tally::Tally;
-use super::{DatapathError, batch};
+use super::{DatapathError, Entry, Table};
 
 /// One flow, as people and scripts see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -111,18 +108,11 @@ impl Default for FlowRow {
 }
 
 impl Maps {
-    pub(super) fn entries(&self) -> Result<HashMap<FlowKey, Flow>, DatapathError> {
-        let mut entries = HashMap::new();
-        let read = batch::for_each(self.flow_table.as_fd(), |key: FlowKey, flow: Flow| {
-            entries.insert(key, flow);
-        });
-        read.map_err(|source| DatapathError::ReadFlows { source })?;
-        Ok(entries)
-    }
-
     /// Adds what all flows have counted to a tally.
     pub(super) fn tally(&self, tally: &mut Tally) -> Result<(), DatapathError> {
-        tally.add(&self.entries()?, self.capacity, &self.config()?);
+        let mut round = tally.round(&self.config()?);
+        self.flows.table()?.iter().for_each(|entry| round.add(&entry));
+        round.end(self.flows.capacity());
         Ok(())
     }
 
@@ -130,103 +120,119 @@ impl Maps {
     pub(super) fn flow_rows(&self) -> Result<Vec<FlowRow>, DatapathError> {
         let config = self.config()?;
         let now_ns = monotonic_ns();
-        let entries = self.entries()?;
-        let mut rows: Vec<FlowRow> = entries
-            .iter()
-            .filter(|(key, _)| key.is_request())
-            .map(|(key, flow)| (key, flow, entries.get(&key.twin(flow))))
-            .filter(|(key, flow, twin)| !timeout::expired(key.protocol, flow, true, *twin, &config.timeouts_s, now_ns))
-            .map(|(key, flow, twin)| row(key, flow, twin, &config, now_ns))
+        let table = self.flows.table()?;
+        let requests = table.iter().filter(|entry| entry.key.is_request());
+        let mut rows: Vec<FlowRow> = requests
+            .map(|Entry { key, flow, .. }| (key, flow, table.get(&key.twin(&flow))))
+            .filter(|(key, flow, twin)| {
+                !timeout::expired(key.protocol, flow, true, twin.as_ref(), &config.timeouts_s, now_ns)
+            })
+            .map(|(key, flow, twin)| row(&key, &flow, twin.as_ref(), &config, now_ns))
             .collect();
         rows.sort_by(|a, b| (&a.protocol, a.client, a.router).cmp(&(&b.protocol, b.client, b.router)));
         Ok(rows)
     }
 
     /// Removes expired flows, and those whose external address is no longer the router's. What all have counted goes to the
-    /// tally. One reading of the table serves all of it.
-    pub(super) fn sweep(&mut self, tally: &mut Tally, find_stale: bool) -> Result<Swept, DatapathError> {
+    /// tally. One walk over the table serves all of it; what is to go is looked at once more when it goes.
+    pub(super) fn sweep(&self, tally: &mut Tally, find_stale: bool) -> Result<Swept, DatapathError> {
         let rules = if find_stale { Some(self.rules_by_port()?) } else { None };
         let config = self.config()?;
-        let now_ns = monotonic_ns();
-        let entries = self.entries()?;
-        tally.add(&entries, self.capacity, &config);
         let sources = self.snat_sources(&config)?;
-        let mut swept = Swept::default();
+        let judge = Judge { config: &config, sources: &sources, now_ns: monotonic_ns() };
         let mut closed = Closed::new(self.logging()?);
-        let mut brief = Vec::new();
-        for (key, flow) in &entries {
-            let twin_key = key.twin(flow);
-            let twin = entries.get(&twin_key);
-            let source = if key.is_request() { flow.to_src } else { key.dst };
-            let gone = !sources.contains(&source)
-                || timeout::expired(key.protocol, flow, key.is_request(), twin, &config.timeouts_s, now_ns);
-            if !gone {
-                if key.is_request() {
-                    swept.live += 1;
-                    if is_brief(key, flow, twin) {
-                        brief.push((last_seen_ns(flow, twin), key, flow));
-                    }
-                    if rules.as_ref().is_some_and(|rules| is_stale(rules, key, flow)) {
-                        swept.stale.push(connection(key, flow));
-                    }
+        let table = self.flows.table()?;
+        let most = self.flows.capacity() * CROWDED_PERCENT / 100;
+        let is_nearly_full = table.used() > most;
+        let mut swept = Swept::default();
+        let (mut over, mut brief) = (Vec::new(), Vec::new());
+        let mut round = tally.round(&config);
+        for entry in table.iter() {
+            round.add(&entry);
+            if judge.is_over(table, &entry) {
+                over.push(entry.place);
+                continue;
+            }
+            let Entry { place, key, flow } = &entry;
+            if !key.is_request() {
+                continue;
+            }
+            swept.live += 1;
+            if is_nearly_full {
+                let twin = table.get(&key.twin(flow));
+                if is_brief(key, flow, twin.as_ref()) {
+                    brief.push((last_seen_ns(flow, twin.as_ref()), *place));
                 }
-                continue;
             }
-            if sources.contains(&source) && (self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, twin)?) {
-                continue;
+            if rules.as_ref().is_some_and(|rules| is_stale(rules, key, flow)) {
+                swept.stale.push(connection(key, flow));
             }
-            if self.remove_flow(key)? && key.is_request() {
-                swept.removed += 1;
-                closed.note(key, flow, twin);
+        }
+        round.end(self.flows.capacity());
+        for entry in over.into_iter().filter_map(|place| table.at(place)) {
+            if judge.is_over(table, &entry) && remove_pair(table, &entry, &mut closed) {
+                swept.removed += usize::from(entry.key.is_request());
             }
         }
         // The table is nearly full: flows that are opening or closing give way, those first that have been silent longest.
-        let surplus = swept.live.saturating_sub(self.capacity * CROWDED_PERCENT / 100);
+        let surplus = swept.live.saturating_sub(most);
         if surplus > 0 {
-            brief.sort_unstable_by_key(|(last_seen_ns, ..)| *last_seen_ns);
+            brief.sort_unstable();
         }
-        for (_, key, flow) in brief.into_iter().take(surplus) {
-            let twin_key = key.twin(flow);
-            let twin = entries.get(&twin_key);
-            if self.has_moved(key, flow)? || self.has_moved_if_any(&twin_key, twin)? {
-                continue;
+        for (then_ns, place) in brief.into_iter().take(surplus) {
+            let Some(entry) = table.at(place).filter(|entry| entry.key.is_request()) else { continue };
+            let twin = table.get(&entry.key.twin(&entry.flow));
+            let has_moved = last_seen_ns(&entry.flow, twin.as_ref()) != then_ns;
+            if !has_moved && is_brief(&entry.key, &entry.flow, twin.as_ref()) {
+                remove_pair(table, &entry, &mut closed);
+                swept.gave_way += 1;
             }
-            if self.remove_flow(key)? {
-                closed.note(key, flow, twin);
-            }
-            self.remove_flow(&twin_key)?;
-            swept.gave_way += 1;
         }
         swept.live -= swept.gave_way;
         swept.closed = closed.events;
         Ok(swept)
     }
+}
 
-    /// Whether an entry has had a packet since it was read, and so is not what it was.
-    fn has_moved(&self, key: &FlowKey, then: &Flow) -> Result<bool, DatapathError> {
-        Ok(self.flow(key)?.is_some_and(|now| (now.packets, now.created_ns) != (then.packets, then.created_ns)))
+/// Removes a flow, by either of its entries: both of them, if both are there. Notes it as closed if that was its requests'.
+/// Returns whether the entry was there: the programs remove expired ones too.
+pub(super) fn remove_pair(table: Table<'_>, entry: &Entry, closed: &mut Closed) -> bool {
+    let twin = table.find(&entry.key.twin(&entry.flow)).filter(|twin| twin.key.twin(&twin.flow) == entry.key);
+    let removed = table.remove(entry);
+    if removed && entry.key.is_request() {
+        closed.note(&entry.key, &entry.flow, twin.as_ref().map(|twin| &twin.flow));
     }
-
-    fn has_moved_if_any(&self, key: &FlowKey, then: Option<&Flow>) -> Result<bool, DatapathError> {
-        then.map_or(Ok(false), |then| self.has_moved(key, then))
+    if let Some(twin) = twin {
+        table.remove(&twin);
     }
+    removed
+}
 
-    pub(super) fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
-        match self.flows.get(&array_of(key), 0) {
-            Ok(flow) => Ok(Some(pod_read_unaligned(&flow))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(failed("read", map::FLOWS)(error)),
+/// Says which flows are over.
+struct Judge<'a> {
+    config: &'a Config,
+    sources: &'a HashSet<Addr>,
+    now_ns: u64,
+}
+
+impl Judge<'_> {
+    /// Whether a flow is over, by one of its entries. A reply's entry is never over while its requests' is there: that speaks
+    /// for both.
+    fn is_over(&self, table: Table<'_>, entry: &Entry) -> bool {
+        let Entry { key, flow, .. } = entry;
+        let source = if key.is_request() { flow.to_src } else { key.dst };
+        let is_ours = self.sources.contains(&source);
+        // Most are seen to be alive without a look at the other entry.
+        if is_ours && timeout::is_young(key.protocol, flow, &self.config.shortest_s, self.now_ns) {
+            return false;
         }
-    }
-
-    /// Removes an entry. Returns whether it was there: the programs remove expired ones too.
-    pub(super) fn remove_flow(&mut self, key: &FlowKey) -> Result<bool, DatapathError> {
-        match self.flows.remove(&array_of(key)) {
-            Ok(()) => Ok(true),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
-            Err(error) => Err(failed("write", map::FLOWS)(error)),
+        let twin_key = key.twin(flow);
+        let twin = table.get(&twin_key);
+        if !key.is_request() && twin.is_some_and(|twin| twin_key.twin(&twin) == *key) {
+            return false;
         }
+        let timeouts_s = &self.config.timeouts_s;
+        !is_ours || timeout::expired(key.protocol, flow, key.is_request(), twin.as_ref(), timeouts_s, self.now_ns)
     }
 }
 

@@ -4,12 +4,14 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions}
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use egress_ebpf::contract::{Config, config_flag, map};
+use egress_ebpf::table;
 use egress_ebpf::verdict::Hook as Place;
 use serde::Serialize;
 
 use super::attach::{self, Attached, Held, Hook, ORDER};
 use super::error::hint;
 use super::maps::{Maps, check_pins};
+use super::table::{give_shape, unpin_remains};
 use super::{DatapathError, Interfaces, PinDir, Tables, object, xdp};
 
 /// Programs loaded, maps pinned.
@@ -62,29 +64,32 @@ impl Datapath {
     pub fn load(pins: PinDir, flows: u32) -> Result<Self, DatapathError> {
         let object = object::bytes()?;
         pins.create()?;
-        let wanted = flows.saturating_mul(2);
-        let entries = check_pins(&pins, wanted)?;
-        if let Some(entries) = entries.filter(|entries| *entries != wanted) {
+        unpin_remains(&pins)?;
+        // Two entries a flow.
+        let wanted = table::places(flows.saturating_mul(2));
+        let places = check_pins(&pins, wanted)?;
+        if let Some(places) = places.filter(|places| *places != wanted) {
             tracing::warn!(
-                flows = entries / 2,
+                flows = table::entries(places) / 2,
                 "the flow table keeps the size that it was made with, for its flows' sake: `egress-router delete` first to change it"
             );
         }
-        let fresh = entries.is_none();
-        Self::load_object(&object, &pins, entries.unwrap_or(wanted), fresh).inspect_err(|_| {
+        let fresh = places.is_none();
+        Self::load_object(&object, &pins, places.unwrap_or(wanted), fresh).inspect_err(|_| {
             if fresh {
                 let _ = pins.remove();
             }
         })
     }
 
-    fn load_object(object: &[u8], pins: &PinDir, flow_entries: u32, fresh: bool) -> Result<Self, DatapathError> {
+    fn load_object(object: &[u8], pins: &PinDir, places: u32, fresh: bool) -> Result<Self, DatapathError> {
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(map::FLOWS, flow_entries);
+        loader.map_max_entries(map::FLOWS, places);
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(object).map_err(|source| DatapathError::Load { hint: hint(&source), source })?;
+        give_shape(pins)?;
         for place in ORDER {
             load_program(&mut ebpf, place.name())?;
         }

@@ -6,21 +6,23 @@
 use std::collections::HashMap as Indices;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapFd, MapInfo, MapType, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, RingBuf};
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{
-    self, AddressKey, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts, RuleKey, RuleValue, Side, map,
+    self, AddressKey, Config, Counter, FragmentKey, FragmentPorts, Place, RuleKey, RuleValue, Shape, Side, map,
     source_index,
 };
 use egress_ebpf::event::{Budget, Filter, Logging, STREAMS, Stream};
+use egress_ebpf::table::LOCKS;
 use egress_ebpf::verdict::{Hook, OUTCOMES_PER_HOOK};
 
 use super::flows::monotonic_ns;
+use super::table::FlowTable;
 use super::tables::Tables;
 use super::{DatapathError, PinDir};
 
-type Bytes<T> = <T as ByteArray>::Array;
+pub(super) type Bytes<T> = <T as ByteArray>::Array;
 
 /// Ties a contract type to the byte array of its size.
 pub(super) trait ByteArray: Pod {
@@ -31,7 +33,7 @@ pub(super) trait ByteArray: Pod {
 macro_rules! byte_arrays {
     ($($type:ty),+) => { $(impl ByteArray for $type { type Array = [u8; size_of::<$type>()]; })+ };
 }
-byte_arrays!(Addr, AddressKey, Budget, Config, Counter, Filter, Flow, FlowKey, Logging, RuleKey, RuleValue);
+byte_arrays!(Addr, AddressKey, Budget, Config, Counter, Filter, Logging, RuleKey, RuleValue, Shape);
 
 /// Every map that user space reads or writes.
 pub(super) struct Maps {
@@ -40,11 +42,7 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, Bytes<AddressKey>, u32>,
     pub(super) sources: Array<MapData, Bytes<Addr>>,
     rules: HashMap<MapData, Bytes<RuleKey>, Bytes<RuleValue>>,
-    pub(super) flows: HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>,
-    /// The flow table again, for reading it whole.
-    pub(super) flow_table: MapFd,
-    /// How many flows the table holds.
-    pub(super) capacity: usize,
+    pub(super) flows: FlowTable,
     counters: PerCpuArray<MapData, Bytes<Counter>>,
     port_tries: PerCpuArray<MapData, u64>,
     log: Array<MapData, Bytes<Logging>>,
@@ -62,16 +60,13 @@ impl Maps {
         if !pins.map(map::ACTIVE).exists() {
             return Err(DatapathError::NotInstalled { path: pins.path().to_path_buf() });
         }
-        let flows = MapInfo::from_pin(pins.map(map::FLOWS)).map_err(failed("open", map::FLOWS))?;
         Ok(Self {
-            capacity: usize::try_from(flows.max_entries() / 2).unwrap_or(usize::MAX),
-            flow_table: flows.fd().map_err(failed("open", map::FLOWS))?,
             active: array(pins, map::ACTIVE)?,
             config: array(pins, map::CONFIG)?,
             addresses: hash(pins, map::ADDRESSES)?,
             sources: array(pins, map::SOURCES)?,
             rules: hash(pins, map::RULES)?,
-            flows: hash(pins, map::FLOWS)?,
+            flows: FlowTable::open(pins)?,
             counters: per_cpu(pins, map::COUNTERS)?,
             port_tries: per_cpu(pins, map::PORT_TRIES)?,
             log: array(pins, map::LOG)?,
@@ -299,14 +294,14 @@ fn outcomes() -> u32 {
 
 /// Checks that the pins that are there are what the contract says, since aya takes over any map of that name.
 ///
-/// Returns the number of flow entries of the pinned flow table, if there is one: its size is kept.
+/// Returns the number of places of the pinned flow table, if there is one: its size is kept.
 ///
 /// # Errors
 ///
 /// [`DatapathError::Incompatible`] names the first difference.
-pub(super) fn check_pins(pins: &PinDir, flow_entries: u32) -> Result<Option<u32>, DatapathError> {
+pub(super) fn check_pins(pins: &PinDir, places: u32) -> Result<Option<u32>, DatapathError> {
     let mut flows = None;
-    for (name, wanted) in expected(flow_entries) {
+    for (name, wanted) in expected(places) {
         let path = pins.map(name);
         if !path.exists() {
             continue;
@@ -335,8 +330,10 @@ fn differs(path: &Path, field: &'static str, found: u32, wanted: u32) -> Result<
 
 /// Of tables that are small as a rule; the flow table takes its memory at once.
 const BPF_F_NO_PREALLOC: u32 = 1;
+/// Of what can be mapped into memory.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-struct Shape {
+struct Form {
     map_type: MapType,
     key: u32,
     value: u32,
@@ -344,34 +341,38 @@ struct Shape {
     flags: u32,
 }
 
-fn expected(flow_entries: u32) -> [(&'static str, Shape); 14] {
-    let shape = |map_type, key: usize, value: usize, entries| Shape {
+fn expected(places: u32) -> [(&'static str, Form); 17] {
+    let form = |map_type, key: usize, value: usize, entries| Form {
         map_type,
         key: u32::try_from(key).unwrap_or(u32::MAX),
         value: u32::try_from(value).unwrap_or(u32::MAX),
         entries,
         flags: 0,
     };
-    let grown = |shape| Shape { flags: BPF_F_NO_PREALLOC, ..shape };
+    let grown = |form| Form { flags: BPF_F_NO_PREALLOC, ..form };
+    let mapped = |form| Form { flags: BPF_F_MMAPABLE, ..form };
     let (array, hash, per_cpu) = (MapType::Array, MapType::Hash, MapType::PerCpuArray);
     [
-        (map::ACTIVE, shape(array, 4, 4, 1)),
-        (map::CONFIG, shape(array, 4, size_of::<Config>(), 2)),
-        (map::ADDRESSES, grown(shape(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES))),
-        (map::SOURCES, shape(array, 4, size_of::<Addr>(), 2 * contract::SOURCES_PER_SIDE)),
-        (map::RULES, grown(shape(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES))),
-        (map::FLOWS, shape(hash, size_of::<FlowKey>(), size_of::<Flow>(), flow_entries)),
+        (map::ACTIVE, form(array, 4, 4, 1)),
+        (map::CONFIG, form(array, 4, size_of::<Config>(), 2)),
+        (map::ADDRESSES, grown(form(hash, size_of::<AddressKey>(), 4, contract::MAX_ADDRESSES))),
+        (map::SOURCES, form(array, 4, size_of::<Addr>(), 2 * contract::SOURCES_PER_SIDE)),
+        (map::RULES, grown(form(hash, size_of::<RuleKey>(), size_of::<RuleValue>(), contract::MAX_RULES))),
+        (map::FLOWS, mapped(form(array, 4, size_of::<Place>(), places))),
+        (map::SHAPE, form(array, 4, size_of::<Shape>(), 1)),
+        (map::USED, mapped(form(array, 4, 4, 1))),
+        (map::LOCKS, form(array, 4, 4, LOCKS)),
         (
             map::FRAGMENTS,
-            shape(MapType::LruHash, size_of::<FragmentKey>(), size_of::<FragmentPorts>(), contract::MAX_FRAGMENTS),
+            form(MapType::LruHash, size_of::<FragmentKey>(), size_of::<FragmentPorts>(), contract::MAX_FRAGMENTS),
         ),
-        (map::COUNTERS, shape(per_cpu, 4, size_of::<Counter>(), outcomes())),
-        (map::PORT_TRIES, shape(per_cpu, 4, 8, contract::PORT_TRIES_BUCKETS)),
-        (map::LOG, shape(array, 4, size_of::<Logging>(), 1)),
-        (map::TRACE, shape(array, 4, size_of::<Filter>(), 1)),
-        (map::EVENTS, shape(MapType::RingBuf, 0, 0, contract::EVENTS_BYTES)),
-        (map::TRACED, shape(MapType::RingBuf, 0, 0, contract::TRACED_BYTES)),
-        (map::BUDGETS, shape(per_cpu, 4, size_of::<Budget>(), STREAMS)),
+        (map::COUNTERS, form(per_cpu, 4, size_of::<Counter>(), outcomes())),
+        (map::PORT_TRIES, form(per_cpu, 4, 8, contract::PORT_TRIES_BUCKETS)),
+        (map::LOG, form(array, 4, size_of::<Logging>(), 1)),
+        (map::TRACE, form(array, 4, size_of::<Filter>(), 1)),
+        (map::EVENTS, form(MapType::RingBuf, 0, 0, contract::EVENTS_BYTES)),
+        (map::TRACED, form(MapType::RingBuf, 0, 0, contract::TRACED_BYTES)),
+        (map::BUDGETS, form(per_cpu, 4, size_of::<Budget>(), STREAMS)),
     ]
 }
 
@@ -388,11 +389,11 @@ pub(super) fn failed(action: &'static str, map: &'static str) -> impl Fn(MapErro
     move |source| DatapathError::Map { action, map, source }
 }
 
-fn open(pins: &PinDir, name: &'static str) -> Result<MapData, DatapathError> {
+pub(super) fn open(pins: &PinDir, name: &'static str) -> Result<MapData, DatapathError> {
     MapData::from_pin(pins.map(name)).map_err(failed("open", name))
 }
 
-fn array<V: aya::Pod>(pins: &PinDir, name: &'static str) -> Result<Array<MapData, V>, DatapathError> {
+pub(super) fn array<V: aya::Pod>(pins: &PinDir, name: &'static str) -> Result<Array<MapData, V>, DatapathError> {
     Array::try_from(Map::Array(open(pins, name)?)).map_err(failed("open", name))
 }
 

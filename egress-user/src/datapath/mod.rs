@@ -13,7 +13,6 @@
 //!   can do for XDP.
 
 mod attach;
-mod batch;
 mod clsact;
 mod device;
 mod error;
@@ -26,6 +25,7 @@ mod object;
 mod pins;
 mod read;
 mod stale;
+mod table;
 mod tables;
 mod tally;
 mod test_run;
@@ -42,6 +42,7 @@ pub use load::{Datapath, Installed, ProgramRow, Suspended};
 pub use pins::PinDir;
 pub use read::{CounterRow, Reader, RuleRow};
 pub use stale::Connection;
+pub use table::{Entry, FlowTable, Table};
 pub use tables::{Interface, Interfaces, Settings, Tables, protocol_number};
 pub use tally::{PortUse, RuleId, RuleTotals, Tally, Traffic, Use};
 pub use test_run::{Arrival, Departure};

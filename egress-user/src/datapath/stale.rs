@@ -9,9 +9,9 @@ use egress_ebpf::event::Event;
 use egress_ebpf::timeout::protocol;
 
 use super::events::Closed;
-use super::flows::socket;
+use super::flows::{remove_pair, socket};
 use super::maps::Maps;
-use super::{Datapath, DatapathError};
+use super::{Datapath, DatapathError, Entry};
 
 /// One flow by its ends, as both sides see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,26 +57,23 @@ impl Maps {
         Ok(self.rules()?.into_iter().map(|(key, value)| (id(&key), value)).collect())
     }
 
-    fn end(&mut self, connections: &[Connection]) -> Result<Vec<Event>, DatapathError> {
+    fn end(&self, connections: &[Connection]) -> Result<Vec<Event>, DatapathError> {
+        let table = self.flows.table()?;
         let mut closed = Closed::new(self.logging()?);
         for one in connections {
-            let key = one.key();
-            let Some(flow) = self.flow(&key)?.filter(|flow| connection(&key, flow) == *one) else { continue };
-            let twin_key = key.twin(&flow);
-            let twin = self.flow(&twin_key)?;
-            if self.remove_flow(&key)? {
-                closed.note(&key, &flow, twin.as_ref());
+            let request = table.find(&one.key()).filter(|entry| connection(&entry.key, &entry.flow) == *one);
+            if let Some(request) = request {
+                remove_pair(table, &request, &mut closed);
             }
-            self.remove_flow(&twin_key)?;
         }
         Ok(closed.events)
     }
 
     fn all_closed(&self) -> Result<Vec<Event>, DatapathError> {
         let mut closed = Closed::new(self.logging()?);
-        let entries = self.entries()?;
-        for (key, flow) in entries.iter().filter(|(key, _)| key.is_request()) {
-            closed.note(key, flow, entries.get(&key.twin(flow)));
+        let table = self.flows.table()?;
+        for Entry { key, flow, .. } in table.iter().filter(|entry| entry.key.is_request()) {
+            closed.note(&key, &flow, table.get(&key.twin(&flow)).as_ref());
         }
         Ok(closed.events)
     }

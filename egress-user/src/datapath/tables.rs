@@ -7,7 +7,7 @@ use egress_ebpf::contract::{
     Action, Config, MAX_RULES, RULE_FALLBACK, RuleValue, SOURCES_PER_SIDE, Side, Slice, config_flag,
 };
 use egress_ebpf::event::Logging;
-use egress_ebpf::timeout::{self, Class, protocol};
+use egress_ebpf::timeout::{self, protocol};
 
 use super::DatapathError;
 use crate::compile::{Protocol, RuleTable};
@@ -113,7 +113,6 @@ impl Tables {
         }
         let addrs = |addresses: &[IpAddr]| addresses.iter().copied().map(Addr::from).collect::<Vec<_>>();
         let (first, last) = settings.snat_ports.unwrap_or((0, 0));
-        let classes = settings.timeouts_s.get(..Class::ALL.len()).unwrap_or(&[]);
         Ok(Self {
             config: Config {
                 cluster_ifindex: interfaces.cluster.index,
@@ -126,7 +125,8 @@ impl Tables {
                 local_port_first: settings.ephemeral_ports.0,
                 local_port_last: settings.ephemeral_ports.1,
                 timeouts_s: settings.timeouts_s,
-                shortest_timeout_s: classes.iter().copied().min().unwrap_or(0),
+                shortest_s: timeout::shortest_s(&settings.timeouts_s),
+                pad: 0,
                 changed_ns: 0,
                 always_fits: interfaces.mtu.min(SMALL) + ETHERNET_HEADER,
                 cluster_mac: interfaces.cluster_mac,
@@ -229,7 +229,7 @@ mod tests {
         let fallback: Vec<_> = tables.rules.iter().filter(|(_, protocol, ..)| *protocol == 0).collect();
         assert_eq!(fallback.len(), 1);
         assert_eq!(fallback[0].0, 6);
-        assert_eq!(tables.config.shortest_timeout_s, 3);
+        assert_eq!(tables.config.shortest_s, timeout::shortest_s(&settings.timeouts_s));
     }
 
     #[test]

@@ -4,11 +4,15 @@
 //! adds what each entry has counted since the last time. A flow outlives its last packet by seconds at least, so a reader
 //! that comes more often misses nothing but what a flow that was removed in between had counted last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
+use egress_ebpf::addr::{Addr, Port};
 use egress_ebpf::contract::{Config, Flow, FlowKey, RULE_FALLBACK};
 use egress_ebpf::timeout::protocol;
+
+use super::Entry;
 
 /// Which rule: what it is known by to clients, for its place in the specification may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,23 +74,41 @@ pub struct PortUse {
 /// Sums over all flows since it was made.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// What each entry had counted when it was last read.
-    known: HashMap<FlowKey, Seen>,
+    /// What each entry had counted when it was last read, in the order of their places.
+    known: VecDeque<Seen>,
     rules: BTreeMap<RuleId, RuleTotals>,
     used: Use,
     started: bool,
 }
 
+/// A table of a million flows is two million of these.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
+    place: u32,
+    /// What tells the entry from another's in the same place.
+    state: u32,
     created_ns: u64,
     traffic: Traffic,
 }
 
+/// One walk over the table.
+#[must_use = "it counts when it ends"]
+pub(super) struct Round<'a> {
+    tally: &'a mut Tally,
+    /// How many of those that are known are of the last walk: the first ones.
+    old: usize,
+    flows: usize,
+    ports: HashMap<Towards, usize>,
+    range: RangeInclusive<u16>,
+}
+
+/// Protocol, source address and destination.
+type Towards = (u8, Addr, Addr, Port);
+
 /// Most destinations that [`Use::ports`] tells of.
 const DESTINATIONS: usize = 64;
 /// Ports that the kernel's NAT chooses from for a client whose own port is above the privileged ones.
-const UNPRIVILEGED: std::ops::RangeInclusive<u16> = 1024..=65535;
+const UNPRIVILEGED: RangeInclusive<u16> = 1024..=65535;
 
 impl Tally {
     /// What each rule adds up to.
@@ -104,55 +126,77 @@ impl Tally {
         self.rules.retain(|id, totals| totals.flows > 0 || keep(id));
     }
 
-    /// Adds what all entries have counted since the last time. `entries` is the whole table.
-    pub(super) fn add(&mut self, entries: &HashMap<FlowKey, Flow>, capacity: usize, config: &Config) {
+    /// Begins to add what all entries have counted since the last time.
+    pub(super) fn round(&mut self, config: &Config) -> Round<'_> {
         for totals in self.rules.values_mut() {
             totals.flows = 0;
         }
-        let mut ports: HashMap<(u8, IpAddr, SocketAddr), usize> = HashMap::new();
-        let range = port_range(config);
-        let mut known = HashMap::with_capacity(entries.len());
-        let mut flows = 0;
-        for (key, flow) in entries {
-            let totals = self.rules.entry(rule_of(key, flow)).or_default();
-            let now = Traffic { packets: flow.packets, bytes: flow.bytes };
-            let before = self.known.get(key).filter(|seen| seen.created_ns == flow.created_ns);
-            let is_new = before.is_none();
-            // A flow that begins anew under the same key goes on counting.
-            let base = self.known.get(key).map(|seen| seen.traffic).filter(|then| then.packets <= now.packets);
-            let base = base.unwrap_or_default();
-            let side = if key.is_request() { &mut totals.requests } else { &mut totals.replies };
-            side.packets += now.packets.saturating_sub(base.packets);
-            side.bytes += now.bytes.saturating_sub(base.bytes);
-            if key.is_request() {
-                flows += 1;
-                totals.flows += 1;
-                totals.opened += u64::from(is_new && self.started);
-                if has_ports(key.protocol) && range.contains(&flow.to_src_port.get()) {
-                    let to = SocketAddr::new(flow.to_dst.into(), flow.to_dst_port.get());
-                    *ports.entry((key.protocol, flow.to_src.into(), to)).or_default() += 1;
-                }
-            }
-            known.insert(*key, Seen { created_ns: flow.created_ns, traffic: now });
-        }
-        self.known = known;
-        // Flows that lived before began before.
-        self.started = true;
-        self.used = Use { flows, capacity, ports: most_used(ports, range.len()) };
+        let old = self.known.len();
+        Round { tally: self, old, flows: 0, ports: HashMap::new(), range: port_range(config) }
     }
 }
 
-fn most_used(ports: HashMap<(u8, IpAddr, SocketAddr), usize>, available: usize) -> Vec<PortUse> {
-    let mut ports: Vec<PortUse> = ports
-        .into_iter()
-        .map(|((protocol, source, destination), used)| PortUse { protocol, source, destination, used, available })
-        .collect();
+impl Round<'_> {
+    /// Adds an entry's. To be called for all of the table, in the order of their places.
+    pub(super) fn add(&mut self, entry: &Entry) {
+        let seen = self.seen(entry);
+        let Entry { place, key, flow } = entry;
+        let totals = self.tally.rules.entry(rule_of(key, flow)).or_default();
+        let now = Traffic { packets: flow.packets, bytes: flow.bytes };
+        let is_new = seen.is_none_or(|seen| seen.created_ns != flow.created_ns);
+        // A flow that begins anew in place goes on counting.
+        let base = seen.map(|seen| seen.traffic).filter(|then| then.packets <= now.packets).unwrap_or_default();
+        let side = if key.is_request() { &mut totals.requests } else { &mut totals.replies };
+        side.packets += now.packets.saturating_sub(base.packets);
+        side.bytes += now.bytes.saturating_sub(base.bytes);
+        if key.is_request() {
+            self.flows += 1;
+            totals.flows += 1;
+            totals.opened += u64::from(is_new && self.tally.started);
+            if has_ports(key.protocol) && self.range.contains(&flow.to_src_port.get()) {
+                *self.ports.entry((key.protocol, flow.to_src, flow.to_dst, flow.to_dst_port)).or_default() += 1;
+            }
+        }
+        let seen = Seen { place: *place, state: flow.state, created_ns: flow.created_ns, traffic: now };
+        self.tally.known.push_back(seen);
+    }
+
+    /// All entries were added, of a table for so many flows.
+    pub(super) fn end(self, capacity: usize) {
+        self.tally.known.drain(..self.old);
+        // Flows that lived before began before.
+        self.tally.started = true;
+        self.tally.used = Use { flows: self.flows, capacity, ports: most_used(self.ports, self.range.len()) };
+    }
+
+    /// What was known of an entry, which is forgotten, as is what was known of those before it.
+    fn seen(&mut self, entry: &Entry) -> Option<Seen> {
+        while self.old > 0 && self.tally.known.front().is_some_and(|seen| seen.place <= entry.place) {
+            self.old -= 1;
+            let seen = self.tally.known.pop_front()?;
+            if (seen.place, seen.state) == (entry.place, entry.flow.state) {
+                return Some(seen);
+            }
+        }
+        None
+    }
+}
+
+fn most_used(ports: HashMap<Towards, usize>, available: usize) -> Vec<PortUse> {
+    let row = |((protocol, source, destination, port), used): (Towards, usize)| PortUse {
+        protocol,
+        source: source.into(),
+        destination: SocketAddr::new(destination.into(), port.get()),
+        used,
+        available,
+    };
+    let mut ports: Vec<PortUse> = ports.into_iter().map(row).collect();
     ports.sort_by(|a, b| b.used.cmp(&a.used).then(a.destination.cmp(&b.destination)).then(a.source.cmp(&b.source)));
     ports.truncate(DESTINATIONS);
     ports
 }
 
-fn port_range(config: &Config) -> std::ops::RangeInclusive<u16> {
+fn port_range(config: &Config) -> RangeInclusive<u16> {
     let (first, last) = (config.snat_port_first, config.snat_port_last);
     if first != 0 && last >= first { first..=last } else { UNPRIVILEGED }
 }
@@ -170,8 +214,7 @@ fn rule_of(key: &FlowKey, flow: &Flow) -> RuleId {
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
-    use egress_ebpf::addr::{Addr, Port};
-    use egress_ebpf::contract::{Direction, Mark};
+    use egress_ebpf::contract::Direction;
 
     use super::*;
 
@@ -200,7 +243,7 @@ mod tests {
             bytes: packets * 100,
             ..Flow::zeroed()
         };
-        let reply = Flow { packets: packets * 2, bytes: packets * 50, ..request.reversed(&key, Mark(0)) };
+        let reply = Flow { packets: packets * 2, bytes: packets * 50, ..request.reversed(&key, 0) };
         [(key, request), (key.twin(&request), reply)]
     }
 
@@ -211,8 +254,20 @@ mod tests {
     }
 
     fn add(tally: &mut Tally, flows: &[[(FlowKey, Flow); 2]]) {
-        let entries = flows.iter().flatten().copied().collect();
-        tally.add(&entries, 100, &Config::zeroed());
+        add_with(tally, flows, &Config::zeroed());
+    }
+
+    fn add_with(tally: &mut Tally, flows: &[[(FlowKey, Flow); 2]], config: &Config) {
+        let entry = |place: usize, (key, flow)| Entry { place: u32::try_from(place).unwrap(), key, flow };
+        // As a table has them: in an order of its own, and the entries of one flow apart.
+        let requests = flows.iter().map(|[request, _]| entry(request.0.src_port.get().into(), *request));
+        let replies =
+            flows.iter().map(|[request, reply]| entry(0x10000 + usize::from(!request.0.src_port.get()), *reply));
+        let mut entries: Vec<_> = requests.chain(replies).collect();
+        entries.sort_by_key(|entry| entry.place);
+        let mut round = tally.round(config);
+        entries.iter().for_each(|entry| round.add(entry));
+        round.end(100);
     }
 
     #[test]
@@ -230,8 +285,12 @@ mod tests {
         // Begun anew in place, which keeps the counts.
         add(&mut tally, &[flow(1026, 11, 4)]);
         assert_eq!(totals(&tally), (1, 3, 21, 42, 1050));
+        // The place is another flow's now.
+        let another = flow(1026, 11, 9).map(|(key, entry)| (key, Flow { state: 1, ..entry }));
+        add(&mut tally, &[another]);
+        assert_eq!(totals(&tally), (1, 4, 30, 60, 1500));
         add(&mut tally, &[]);
-        assert_eq!(totals(&tally), (0, 3, 21, 42, 1050));
+        assert_eq!(totals(&tally), (0, 4, 30, 60, 1500));
         tally.retain(|_| false);
         assert!(tally.rules().is_empty());
     }
@@ -246,7 +305,7 @@ mod tests {
         assert_eq!((ports.used, ports.available), (2, 64512), "a privileged port is of another range");
         assert_eq!(ports.destination.to_string(), "203.0.113.26:8080");
         let config = Config { snat_port_first: 1025, snat_port_last: 1028, ..Config::zeroed() };
-        tally.add(&flow(1025, 1, 1).into_iter().collect(), 100, &config);
+        add_with(&mut tally, &[flow(1025, 1, 1)], &config);
         assert_eq!((tally.used().ports[0].used, tally.used().ports[0].available), (1, 4));
     }
 }

@@ -323,8 +323,8 @@ impl Rig {
     /// How many flows the router has.
     pub(super) fn live_flows(&self) -> Result<u64> {
         let router = self.router.as_ref().context("no router in the rig")?;
-        let flows = bpf::entries(&router.pin("FLOWS")?)?;
-        Ok(flows / 2)
+        // Two entries a flow.
+        Ok(u64::from(bpf::number(&router.pin("USED")?)?) / 2)
     }
 
     /// The host that all rules lead to.

@@ -15,8 +15,7 @@ pub(in super::super) fn run(bench: &mut Bench, rigs: &[Rig]) -> Result<()> {
         let bytes = match (rig.path, &rig.router) {
             (Path::Tc, Some(router)) => {
                 let table = bpf::table(&router.pin("FLOWS")?)?;
-                // Two entries a flow.
-                table.bytes as f64 / (f64::from(table.entries) / 2.0)
+                table.bytes as f64 / f64::from(table.flows)
             }
             (Path::Nft, _) => bpf::slab_object_bytes("nf_conntrack").context("no slab nf_conntrack")? as f64,
             _ => continue,
