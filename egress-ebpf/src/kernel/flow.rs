@@ -247,7 +247,8 @@ pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
         Kind::EchoRequest => Ports::Identifier,
         _ => Ports::Fixed,
     };
-    match open_flow() {
+    let planned = plan_flow();
+    match if planned == PLANNED { open_flow() } else { planned } {
         OPENED => entry(&scene.work().key).ok_or(DropReason::TableFull),
         NO_SOURCE => Err(DropReason::NoSourceAddress),
         NO_PORT => Err(DropReason::PortsExhausted),
@@ -264,13 +265,15 @@ const NO_PORT: u32 = 3;
 const NO_ROOM: u32 = 4;
 const FAILED: u32 = 5;
 const EXPIRED: u32 = 6;
+const PLANNED: u32 = 7;
 
-/// Opens the flow that `WORK` describes: reserves the reply's tuple, then enters the request's.
-// A global BPF function, with its arguments in a map: the verifier walks it once, instead of once for each family and each
-// way that leads here, and its stack is not that of the program that calls it.
+/// Prepares the flow that `WORK` describes, unless an expired one begins anew in its place.
+// Global BPF functions, with their arguments in a map: the verifier walks each once, instead of once for each family and each
+// way that leads here, and its stack is not that of the program that calls it. They are two, so that with what the second calls the
+// stacks are no deeper than all kernels let them be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn open_flow() -> u32 {
+extern "C" fn plan_flow() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some((source, slot)) = source_for(&scene, &work.key.src) else { return NO_SOURCE };
@@ -306,17 +309,25 @@ extern "C" fn open_flow() -> u32 {
         reach: 0,
         distance: 0,
     };
+    work.slot = slot;
+    PLANNED
+}
+
+/// Opens the flow that was planned: reserves the reply's tuple, then enters the request's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open_flow() -> u32 {
+    let Some(scene) = super::scene() else { return FAILED };
     let reserved = reserve(&scene);
     if reserved != OPENED {
         return reserved;
     }
     let work = scene.work();
-    let port = work.reply_key.dst_port;
-    work.flow.to_src = source;
-    work.flow.to_dst = work.rule.destination;
-    work.flow.to_src_port = port;
-    work.flow.to_dst_port = target_port;
-    work.flow.source = slot;
+    work.flow.to_src = work.reply_key.dst;
+    work.flow.to_dst = work.reply_key.src;
+    work.flow.to_src_port = work.reply_key.dst_port;
+    work.flow.to_dst_port = work.reply_key.src_port;
+    work.flow.source = work.slot;
     work.flow.seen = work.seen;
     enter_request(&scene)
 }

@@ -101,6 +101,8 @@ pub(crate) struct Work {
     pub(crate) rule: RuleValue,
     /// Index in `SOURCES` of the router's address that the client speaks to.
     pub(crate) router_index: u8,
+    /// Index there of the address that the flow gets, external side.
+    pub(crate) slot: u8,
     /// What the packet that opens it has sent, [`tcp::seen`](egress_ebpf::tcp::seen) bits.
     pub(crate) seen: u8,
     /// Whether its source port may be another than the client's.

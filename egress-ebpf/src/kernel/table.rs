@@ -56,7 +56,13 @@ pub(crate) enum Entered {
 pub(crate) fn enter(key: &FlowKey) -> Entered {
     let Some(work) = work() else { return Entered::Failed };
     work.sought = *key;
-    if lock_home() != NOW {
+    let mut locked = if find_home() == NOW { AGAIN } else { FAILED };
+    for _ in 0..LOCK_ROUNDS {
+        if locked == AGAIN {
+            locked = try_lock();
+        }
+    }
+    if locked != NOW {
         return Entered::Failed;
     }
     let mut entered = AGAIN;
@@ -103,8 +109,8 @@ const NOWHERE: u32 = u32::MAX;
 
 /// How often the lock is tried, in rounds of so many tries. Whoever holds it is a program on another CPU, for less than a
 /// microsecond, unless an interrupt, or the host of a virtual machine, takes that CPU away meanwhile.
-const LOCK_ROUNDS: u32 = 500;
-const LOCK_TRIES: u32 = 200;
+const LOCK_ROUNDS: u32 = 128;
+const LOCK_TRIES: u32 = 750;
 /// How often a free place is looked for, of which another home's entry then is faster.
 const PLACE_TRIES: u32 = 4;
 
@@ -129,19 +135,13 @@ extern "C" fn locate() -> u32 {
     NOWHERE
 }
 
-/// Takes the lock of the home of the key in `WORK`, and leaves there where that is.
+/// Leaves in `WORK` where its key's entry belongs.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lock_home() -> u32 {
+extern "C" fn find_home() -> u32 {
     let (Some(work), Some(shape)) = (work(), shape()) else { return FAILED };
     work.found = Found::of(&work.sought, shape);
-    for _ in 0..LOCK_ROUNDS {
-        let locked = try_lock();
-        if locked != AGAIN {
-            return locked;
-        }
-    }
-    FAILED
+    NOW
 }
 
 /// A round of tries to take the lock of the home in `WORK`: apart, so that the verifier walks one.
