@@ -12,8 +12,8 @@ use egress_ebpf::verdict::DropReason::{
     self, ForeignDestination, Leak, Malformed, PortsExhausted, Unconfigured, Unsolicited,
 };
 use egress_ebpf::verdict::{Hook, Verdict};
-use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SERVER_2, SNAT};
+use egress_lab::{Family, wait_until};
 use egress_user::datapath::{Tally, arrived, monotonic_ns, rule_of, translated};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -256,9 +256,8 @@ fn the_sample_is_whole_flows() {
         assert_eq!(opened, sampled);
         // As if time had passed, but for when they began: that is a part of what chooses them. A machine that was just started is
         // younger than the timeout.
-        while monotonic_ns() < 31_000_000_000 {
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        let is_old = || monotonic_ns() >= 31_000_000_000;
+        wait_until("the machine to be older than the timeout", Duration::from_secs(31), is_old).unwrap();
         for (key, mut flow) in rig.entries() {
             flow.last_seen_ns = 1;
             rig.set_entry(&key, &flow);
