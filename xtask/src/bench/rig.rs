@@ -24,6 +24,8 @@ pub(super) const FIRST_CLIENT: u8 = 16;
 /// How long a path may take until its first packet goes through.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
+/// Both ends' congestion control: every kernel has it, every namespace may choose it, and it does not pace.
+pub(super) const CONGESTION_CONTROL: &str = "reno";
 /// How often packets are sent until they all arrive.
 const TRIES: u32 = 3;
 /// How often packets were sent again.
@@ -249,6 +251,10 @@ impl Rig {
         if path == Path::Nft || path == Path::Iptables {
             // Devices check checksums; the source's frames come from none, and the rules shall not pay for that.
             rig.lab.router.sysctl(["net.netfilter.nf_conntrack_checksum=0"])?;
+        }
+        // A machine may pace by default (BBR): streams then measure the senders' timers and estimates, not the path.
+        for ends in [&rig.lab.client, &rig.lab.outside] {
+            ends.sysctl([format!("net.ipv4.tcp_congestion_control={CONGESTION_CONTROL}").as_str()])?;
         }
         rig.route_both_ways()?;
         // The veth then polls, as devices do, which is what takes the source's frames; sockets' packets go on as before.
