@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use egress_ebpf::contract::{Direction, FlowKey};
 use egress_ebpf::verdict::DropReason::TableFull;
-use egress_ebpf::verdict::Hook;
+use egress_ebpf::verdict::{Hook, Verdict};
 use egress_lab::Family;
 use egress_lab::address::{ROUTER, SERVER_1, SNAT};
 use egress_lab::random::Random;
@@ -131,6 +131,49 @@ fn what_is_between_an_entry_and_its_home_may_go() {
             }
             assert_has(rig, &clients);
         }
+    });
+}
+
+#[test]
+fn a_home_reaches_no_farther_than_its_entries() {
+    const ROOM: u16 = 300;
+    rig::sized(u32::from(ROOM), |rig| {
+        rig.install(&Setup::default());
+        let clients: Vec<_> = (0..ROOM).map(from).collect();
+        clients.iter().for_each(|client| drop(rig.request(&request(*client))));
+        let is_at_home = |entry: &Entry| entry.flow.distance == 0 && entry.key.is_request();
+        let reach = |rig: &Rig, entry: &Entry| rig.table().reach(entry.place);
+        let homes: Vec<_> = rig.table().iter().filter(|it| is_at_home(it) && reach(rig, it) > Some(0)).collect();
+        assert!(homes.len() > usize::from(ROOM) / 20, "{} homes reach beyond themselves", homes.len());
+        clients.iter().for_each(|client| remove(rig, *client));
+        for home in homes {
+            rig.request(&request(of(&home)));
+            assert_eq!((rig.table().at(home.place).map(|it| it.key), reach(rig, &home)), (Some(home.key), Some(0)));
+            remove(rig, of(&home));
+        }
+    });
+}
+
+#[test]
+fn an_entry_whose_home_is_free_is_found_at_once() {
+    const ROOM: u16 = 300;
+    rig::sized(u32::from(ROOM), |rig| {
+        rig.install(&Setup::default().settings(|settings| settings.redirect = true));
+        for client in (0..ROOM).map(from) {
+            rig.run(Hook::ClusterIngress, &request(client).bytes()).is(Verdict::RequestRedirected);
+        }
+        let mut freed = 0;
+        for far in displaced(rig, Direction::Request) {
+            let Some(home) = rig.table().at(far.place - u32::from(far.flow.distance)) else { continue };
+            // What was there may be the flow's own reply, or be gone with another flow.
+            if of(&home) == of(&far) || rig.table().find(&far.key).is_none() {
+                continue;
+            }
+            remove(rig, of(&home));
+            freed += 1;
+            rig.run_xdp_settled(Hook::ClusterIngress, &request(of(&far)).bytes()).is(Verdict::Accelerated);
+        }
+        assert!(freed > usize::from(ROOM) / 20, "{freed} homes");
     });
 }
 

@@ -153,11 +153,15 @@ impl<'a> Table<'a> {
         self.places.get(place as usize)?.entry(place)
     }
 
+    /// How far from a place the entries are that belong there, at most.
+    pub fn reach(self, place: u32) -> Option<u32> {
+        self.places.get(place as usize).map(Cell::reach)
+    }
+
     /// A key's entry.
     pub fn find(self, key: &FlowKey) -> Option<Entry> {
         let Found { home, state } = Found::of(key, &self.shape);
-        let reach = self.places.get(home as usize)?.reach();
-        (home..=home.saturating_add(reach)).find_map(|place| {
+        (home..=home.saturating_add(self.reach(home)?)).find_map(|place| {
             let cell = self.places.get(place as usize)?;
             // Hardly another entry has it as well, and none in which nothing was.
             if cell.state.load(Ordering::Relaxed) != state {
@@ -217,7 +221,7 @@ impl Cell {
         (self.state.load(Ordering::Relaxed) == state).then_some(Entry { place, key, flow: Flow { reach: 0, ..flow } })
     }
 
-    /// How far from here the entries are that belong here.
+    /// As [`Table::reach`].
     #[inline]
     fn reach(&self) -> u32 {
         const AT: usize = FLOW + std::mem::offset_of!(Flow, reach) - std::mem::offset_of!(Cell, rest);
