@@ -191,6 +191,28 @@ pub struct RuleValue {
     pub rule: u32,
 }
 
+impl RuleValue {
+    /// The port there that packets under this key go to.
+    #[inline(always)]
+    pub const fn target_port(&self, key: &FlowKey) -> Port {
+        if self.target_port.wire() == Port::NONE.wire() { key.dst_port } else { self.target_port }
+    }
+
+    /// The key that replies have to a flow whose requests have `key`, which leaves from `source` with its client's port.
+    #[inline(always)]
+    pub const fn reply_key(&self, key: &FlowKey, source: Addr) -> FlowKey {
+        FlowKey {
+            src: self.destination,
+            dst: source,
+            src_port: self.target_port(key),
+            dst_port: key.src_port,
+            protocol: key.protocol,
+            direction: Direction::Reply as u8,
+            pad: [0; 2],
+        }
+    }
+}
+
 /// [`RuleValue::rule`] and [`Flow::rule`] of the fallback.
 pub const RULE_FALLBACK: u32 = u32::MAX;
 
@@ -270,7 +292,7 @@ impl FlowKey {
     /// Whether it is the same, eight bytes at a time.
     #[inline(always)]
     pub fn is(&self, other: &Self) -> bool {
-        let words = |key: &Self| -> [u64; 5] { bytemuck::cast(*key) };
+        let words = |key: &Self| -> [u64; table::WORDS] { bytemuck::cast(*key) };
         let ([a, b, c, d, e], [v, w, x, y, z]) = (words(self), words(other));
         (a ^ v) | (b ^ w) | (c ^ x) | (d ^ y) | (e ^ z) == 0
     }

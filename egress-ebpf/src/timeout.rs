@@ -211,18 +211,18 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 /// flow's beginning to its last packet: a lookup's question and answer are no stream, however long ago they were.
 #[inline(always)]
 pub const fn class(protocol: u8, request: u8, reply: u8, lasted_ns: u64) -> Class {
-    match protocol {
-        protocol::TCP => tcp::class(request, reply),
-        protocol::UDP | protocol::UDP_LITE => {
+    match Group::of(protocol) {
+        Group::Tcp => tcp::class(request, reply),
+        Group::Udp => {
             if reply & seen::ANY != 0 && lasted_ns > 2 * SECOND_NS {
                 Class::UdpStream
             } else {
                 Class::Udp
             }
         }
-        protocol::ICMP | protocol::ICMPV6 => Class::Icmp,
-        protocol::SCTP => sctp::class(request, reply),
-        _ => Class::Generic,
+        Group::Icmp => Class::Icmp,
+        Group::Sctp => sctp::class(request, reply),
+        Group::Other => Class::Generic,
     }
 }
 

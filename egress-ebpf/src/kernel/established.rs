@@ -67,6 +67,10 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
     }
     let work = scene.work();
     let head = read::<F>(frame, &mut work.parsed)?;
+    // It would wait for the flow's entry here, and for its twin there.
+    if flow::opens(&work.parsed) {
+        return None;
+    }
     work.key = work.parsed.flow_key(direction);
     let flow = table::find_at_once(scene.shape, &work.key)?;
     let parsed = &work.parsed;
@@ -137,10 +141,9 @@ fn read<F: Family>(frame: &impl Frame, parsed: &mut Parsed) -> Option<Head> {
 fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
     let has_states = parsed.kind != Kind::Udp;
     let seen = if has_states { tcp::observe(flow.seen, parsed.flags) } else { flow.seen | seen::ANY };
-    let opens = has_states && tcp::opens(parsed.flags);
     // A new port would need an SCTP packet's whole length in its checksum.
     let is_light = parsed.kind != Kind::Sctp || flow.keeps_ports(parsed.src_port, parsed.dst_port);
     let settled =
-        flow.hop_kind != HopKind::Kernel as u8 && is_light && !opens && flow::is_young(scene, parsed.protocol, flow);
+        flow.hop_kind != HopKind::Kernel as u8 && is_light && flow::is_young(scene, parsed.protocol, flow);
     settled.then_some(seen)
 }

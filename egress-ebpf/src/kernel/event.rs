@@ -81,9 +81,9 @@ extern "C" fn tell_flow(kind: u32) -> u32 {
     let kind = if kind == Kind::Opened as u32 { Kind::Opened } else { Kind::Closed };
     let Some(scene) = super::scene() else { return 0 };
     let work = scene.work();
-    let Some(entry) = super::flow::entry(&work.key) else { return 0 };
+    let Some(entry) = super::table::find(&work.key) else { return 0 };
     work.twin_key = work.key.twin(entry);
-    let reply = super::flow::entry(&work.twin_key);
+    let reply = super::table::find(&work.twin_key);
     tell_of(&scene, kind, &work.key, entry, reply.as_deref());
     0
 }
@@ -160,7 +160,7 @@ fn know(packet: &Packet, work: &mut Work, hook: u32, outcome: Outcome) -> u8 {
 fn flow_of(work: &Work, outcome: Outcome) -> Option<&'static Flow> {
     let translated = matches!(work.why, Why::NewFlow | Why::KnownFlow | Why::ErrorOfFlow);
     match outcome {
-        Outcome::On(_) if translated => super::flow::entry(&work.key).map(|flow| &*flow),
+        Outcome::On(_) if translated => super::table::find(&work.key).map(|flow| &*flow),
         _ => None,
     }
 }

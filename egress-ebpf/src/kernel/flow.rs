@@ -9,7 +9,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use egress_ebpf::addr::{Addr, Port};
-use egress_ebpf::contract::{Direction, Flow, FlowKey, HopKind, PORT_TRIES_BUCKETS, Side, Slice, source_index};
+use egress_ebpf::contract::{Flow, FlowKey, HopKind, PORT_TRIES_BUCKETS, Side, Slice, source_index};
 use egress_ebpf::event::Kind as Told;
 use egress_ebpf::ports::{MAX_TRIES, Range, Search};
 use egress_ebpf::table::state;
@@ -21,8 +21,7 @@ use super::established::Frame as _;
 use super::local::address_index;
 use super::maps::{PORT_TRIES, Ports, SOURCES};
 use super::packet::Packet;
-use super::parsed::Kind;
-pub(crate) use super::table::find as entry;
+use super::parsed::{Kind, Parsed};
 use super::table::{self, Entered};
 use super::{Scene, event, hop};
 
@@ -30,7 +29,7 @@ use super::{Scene, event, hop};
 /// another one takes its port, or until it is swept.
 #[inline(always)]
 pub(crate) fn find(scene: &Scene, key: &FlowKey) -> Option<&'static mut Flow> {
-    let flow = entry(key)?;
+    let flow = table::find(key)?;
     let live = is_young(scene, key.protocol, flow) || !is_expired(scene, &mut scene.work().twin_key, key, flow);
     live.then_some(flow)
 }
@@ -67,7 +66,7 @@ pub(crate) fn note(scene: &Scene, flow: &mut Flow, seen: u8) {
 #[inline(always)]
 fn twin_entry(twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow) -> Option<&'static mut Flow> {
     *twin_key = key.twin(flow);
-    entry(twin_key)
+    table::find(twin_key)
 }
 
 /// Also leaves the twin's key in `twin_key`.
@@ -84,7 +83,7 @@ fn is_expired(scene: &Scene, twin_key: &mut FlowKey, key: &FlowKey, flow: &Flow)
 extern "C" fn forget_flow() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
-    let Some(flow) = entry(&work.over) else { return OPENED };
+    let Some(flow) = table::find(&work.over) else { return OPENED };
     if is_young(&scene, work.over.protocol, flow) {
         // Another CPU has made a new one in its place.
         return OPENED;
@@ -96,10 +95,10 @@ extern "C" fn forget_flow() -> u32 {
     }
     // An entry that is removed may be another flow's at once.
     let [request, reply] = &mut work.gone;
-    if let Some(flow) = entry(&work.over) {
+    if let Some(flow) = table::find(&work.over) {
         *request = *flow;
     }
-    let twin = entry(&work.twin_key);
+    let twin = table::find(&work.twin_key);
     let has_reply = twin.is_some();
     if let Some(twin) = twin {
         *reply = *twin;
@@ -161,6 +160,12 @@ pub(crate) fn is_twin_due(scene: &Scene, flow: &Flow) -> bool {
     flow.return_kind == HopKind::Link as u8 || flow.is_twin_due(scene.now_ns, scene.config.changed_ns)
 }
 
+/// Whether the packet is one that begins a connection.
+#[inline(always)]
+pub(crate) fn opens(parsed: &Parsed) -> bool {
+    has_states(parsed.protocol) && tcp::opens(parsed.flags)
+}
+
 /// Whether packets of this protocol open and close what they belong to.
 #[inline(always)]
 fn has_states(protocol: u8) -> bool {
@@ -174,7 +179,7 @@ fn has_states(protocol: u8) -> bool {
 pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
-    let Some(flow) = entry(&work.key) else { return FAILED };
+    let Some(flow) = table::find(&work.key) else { return FAILED };
     hop::refresh(ctx, &scene, ifindex, flow);
     OPENED
 }
@@ -185,7 +190,7 @@ pub(crate) extern "C" fn refresh_hop(ctx: *mut __sk_buff, ifindex: u32) -> u32 {
 #[inline(never)]
 extern "C" fn refresh_flow(ctx: *mut __sk_buff) -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
-    let Some(flow) = entry(&scene.work().key) else { return FAILED };
+    let Some(flow) = table::find(&scene.work().key) else { return FAILED };
     let Some(twin) = twin_or_mended(&scene, flow) else { return FAILED };
     let work = scene.work();
     if work.key.is_request() {
@@ -213,7 +218,7 @@ fn twin_or_mended(scene: &Scene, flow: &Flow) -> Option<&'static mut Flow> {
     work.flow = flow.reversed(&work.key, index);
     // Another CPU may have been faster.
     table::enter(&work.twin_key);
-    entry(&work.twin_key)
+    table::find(&work.twin_key)
 }
 
 /// Starts a closed connection's flow anew, under the same translation, for a client that reuses its port.
@@ -221,7 +226,7 @@ fn twin_or_mended(scene: &Scene, flow: &Flow) -> Option<&'static mut Flow> {
 pub(crate) fn reopen_if_closed(scene: &Scene, flow: &mut Flow) {
     let work = scene.work();
     let flags = work.parsed.flags;
-    if !has_states(work.key.protocol) || !tcp::opens(flags) {
+    if !opens(&work.parsed) {
         return;
     }
     let Some(twin) = twin_entry(&mut work.twin_key, &work.key, flow) else { return };
@@ -249,7 +254,7 @@ pub(crate) fn open(scene: &Scene) -> Result<&'static mut Flow, DropReason> {
     };
     let planned = plan_flow();
     match if planned == PLANNED { open_flow() } else { planned } {
-        OPENED => entry(&scene.work().key).ok_or(DropReason::TableFull),
+        OPENED => table::find(&scene.work().key).ok_or(DropReason::TableFull),
         NO_SOURCE => Err(DropReason::NoSourceAddress),
         NO_PORT => Err(DropReason::PortsExhausted),
         NO_ROOM => Err(DropReason::TableFull),
@@ -277,19 +282,10 @@ extern "C" fn plan_flow() -> u32 {
     let Some(scene) = super::scene() else { return FAILED };
     let work = scene.work();
     let Some((source, slot)) = source_for(&scene, &work.key.src) else { return NO_SOURCE };
-    let target_port = if work.rule.target_port == Port::NONE { work.key.dst_port } else { work.rule.target_port };
-    if restart(&scene, &source, slot, target_port) {
+    if restart(&scene, &source, slot, work.rule.target_port(&work.key)) {
         return OPENED;
     }
-    work.reply_key = FlowKey {
-        src: work.rule.destination,
-        dst: source,
-        src_port: target_port,
-        dst_port: work.key.src_port,
-        protocol: work.key.protocol,
-        direction: Direction::Reply as u8,
-        pad: [0; 2],
-    };
+    work.reply_key = work.rule.reply_key(&work.key, source);
     work.flow = Flow {
         to_src: work.key.dst,
         to_dst: work.key.src,
@@ -337,7 +333,7 @@ extern "C" fn open_flow() -> u32 {
 #[inline(always)]
 fn restart(scene: &Scene, source: &Addr, slot: u8, target_port: Port) -> bool {
     let work = scene.work();
-    let Some(flow) = entry(&work.key) else { return false };
+    let Some(flow) = table::find(&work.key) else { return false };
     if is_young(scene, work.key.protocol, flow) {
         // Another CPU has been faster.
         return true;
@@ -399,7 +395,7 @@ fn enter_request(scene: &Scene) -> u32 {
         // Another CPU opened the same flow meanwhile: its translation is the one in force, and ours gives its port back.
         Entered::Before => {
             let work = scene.work();
-            if let Some(winner) = entry(&work.key) {
+            if let Some(winner) = table::find(&work.key) {
                 work.twin_key = work.key.twin(winner);
                 if work.twin_key != work.reply_key {
                     table::remove(&work.reply_key);
@@ -416,7 +412,7 @@ fn enter_request(scene: &Scene) -> u32 {
 
 /// The external address that this client's flows come from: the same one for all of them (RFC 4787 REQ-2, "paired").
 #[inline(always)]
-fn source_for(scene: &Scene, client: &Addr) -> Option<(Addr, u8)> {
+pub(crate) fn source_for(scene: &Scene, client: &Addr) -> Option<(Addr, u8)> {
     let Slice { first, count } = if client.is_v4() { scene.config.snat_v4 } else { scene.config.snat_v6 };
     if count == 0 {
         return None;
@@ -477,7 +473,7 @@ extern "C" fn try_port() -> u32 {
         Entered::Failed => return FAILED,
     }
     let work = scene.work();
-    if let Some(holder) = entry(&work.reply_key) {
+    if let Some(holder) = table::find(&work.reply_key) {
         work.twin_key = work.reply_key.twin(holder);
         if work.twin_key == work.key {
             return OPENED;

@@ -10,7 +10,7 @@ use super::forward::forward;
 use super::maps::RULES;
 use super::packet::Packet;
 use super::parsed::{Kind, join_fragments, parse};
-use super::{Outcome, Scene, established, event, flow, icmp, local};
+use super::{Outcome, Scene, established, event, flow, icmp, local, table};
 
 /// EtherTypes, network order.
 pub(crate) mod ether_type {
@@ -66,6 +66,9 @@ fn flow_of<F: Family>(packet: &Packet, scene: &Scene) -> Result<Claim, DropReaso
         return icmp_error::<F>(packet, scene);
     }
     work.key = work.parsed.flow_key(Direction::Request);
+    if flow::opens(&work.parsed) {
+        fetch_flow();
+    }
     let flow = match flow::find(scene, &scene.work().key) {
         Some(flow) => {
             scene.work().why = Why::KnownFlow;
@@ -124,7 +127,7 @@ fn claim<F: Family>(packet: &Packet, scene: &Scene) -> Result<Option<Verdict>, D
     if local::opened_by_pod::<F>(packet) {
         return Ok(Some(local(scene, Why::PodSocket)));
     }
-    let Some(rule) = rule_for::<F>(scene, &scene.work().key) else {
+    let Some(rule) = rule_for(scene, &scene.work().key) else {
         return Ok(Some(Verdict::Rejected));
     };
     if rule.action == Action::Local as u8 {
@@ -146,15 +149,32 @@ fn local(scene: &Scene, why: Why) -> Verdict {
     Verdict::Local
 }
 
+/// Has the processor fetch both entries of the flow that `WORK`'s packet most likely belongs to, or begins: one wait for memory
+/// instead of two, which are far from every cache in a large table. Whatever comes of it is a guess.
+// A global BPF function for the verifier, and for its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fetch_flow() -> u32 {
+    let Some(scene) = super::scene() else { return 1 };
+    let work = scene.work();
+    let Some(rule) = rule_for(&scene, &work.key) else { return 1 };
+    let Some((source, _)) = flow::source_for(&scene, &work.key.src) else { return 1 };
+    work.reply_key = rule.reply_key(&work.key, source);
+    table::fetch(scene.shape, &work.reply_key);
+    table::fetch(scene.shape, &work.key);
+    0
+}
+
 /// The rule for a port, else the fallback.
 #[inline(always)]
-fn rule_for<F: Family>(scene: &Scene, key: &FlowKey) -> Option<&'static RuleValue> {
-    rule_at::<F>(scene, key.protocol, key.dst_port).or_else(|| rule_at::<F>(scene, 0, Port::NONE))
+fn rule_for(scene: &Scene, key: &FlowKey) -> Option<&'static RuleValue> {
+    rule_at(scene, key, key.protocol, key.dst_port).or_else(|| rule_at(scene, key, 0, Port::NONE))
 }
 
 #[inline(always)]
-fn rule_at<F: Family>(scene: &Scene, protocol: u8, port: Port) -> Option<&'static RuleValue> {
-    let key = RuleKey { generation: scene.generation, family: F::VERSION, protocol, pad: 0, port, pad2: 0 };
+fn rule_at(scene: &Scene, key: &FlowKey, protocol: u8, port: Port) -> Option<&'static RuleValue> {
+    let family = if key.dst.is_v4() { V4::VERSION } else { V6::VERSION };
+    let key = RuleKey { generation: scene.generation, family, protocol, pad: 0, port, pad2: 0 };
     // SAFETY: the map is not preallocated: an entry is freed only after every program that may see it has ended.
     unsafe { RULES.get(&key) }
 }

@@ -5,7 +5,7 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg, a
 use egress_ebpf::contract::{Flow, FlowKey, Place, Shape};
 use egress_ebpf::table::{Found, WINDOW, state};
 
-use super::maps::{FLOWS, LOCKS, SHAPE, USED};
+use super::maps::{FLOWS, LOCKS, SHAPE, USED, Work};
 use super::work;
 
 /// The entry under this key, whatever its age.
@@ -25,6 +25,16 @@ pub(crate) fn find_at_once(shape: &Shape, key: &FlowKey) -> Option<&'static mut 
         return Some(&mut home.flow);
     }
     if home.flow.reach == 0 { None } else { find(key) }
+}
+
+/// Has the processor fetch the place where this key's entry would be, without waiting for it.
+#[inline(always)]
+pub(crate) fn fetch(shape: &Shape, key: &FlowKey) {
+    if let Some(home) = place(Found::of(key, shape).home) {
+        // One word of each of its cache lines, of which nothing is made.
+        // SAFETY: both references are valid.
+        let _unread = unsafe { ((&raw const home.key.src).read_volatile(), (&raw const home.flow.state).read_volatile()) };
+    }
 }
 
 /// Removes the entry under this key. Returns whether it was there: others may have been faster.
@@ -118,9 +128,7 @@ const PLACE_TRIES: u32 = 4;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn locate() -> u32 {
-    let (Some(work), Some(shape)) = (work(), shape()) else { return NOWHERE };
-    let found = Found::of(&work.sought, shape);
-    work.found = found;
+    let Some((work, found)) = sought() else { return NOWHERE };
     let Some(home) = place(found.home) else { return NOWHERE };
     let reach = u32::from(home.flow.reach);
     for step in 0..WINDOW {
@@ -139,9 +147,16 @@ extern "C" fn locate() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_home() -> u32 {
-    let (Some(work), Some(shape)) = (work(), shape()) else { return FAILED };
-    work.found = Found::of(&work.sought, shape);
-    NOW
+    if sought().is_some() { NOW } else { FAILED }
+}
+
+/// This CPU's work space, and where the key in it belongs, which is there too then.
+#[inline(always)]
+fn sought() -> Option<(&'static mut Work, Found)> {
+    let (work, shape) = (work()?, shape()?);
+    let found = Found::of(&work.sought, shape);
+    work.found = found;
+    Some((work, found))
 }
 
 /// A round of tries to take the lock of the home in `WORK`: apart, so that the verifier walks one.
