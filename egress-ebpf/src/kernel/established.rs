@@ -67,8 +67,8 @@ pub(crate) fn forward<F: Family, P: Frame>(frame: &mut P, scene: &Scene, directi
     }
     let work = scene.work();
     let head = read::<F>(frame, &mut work.parsed)?;
-    // It would wait for the flow's entry here, and for its twin there.
-    if flow::opens(&work.parsed) {
+    // What begins a connection would wait for the flow's entry here, and for its twin there. (UDP has no flag that says so.)
+    if tcp::opens(work.parsed.flags) {
         return None;
     }
     work.key = work.parsed.flow_key(direction);
