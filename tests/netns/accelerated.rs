@@ -53,7 +53,7 @@ fn packets_of_established_flows_go_by_xdp() {
         let (datagrams, _) = rig.udp(from, 7000);
         assert_eq!(seen.source.ip(), SNAT.ip(family));
         let mut exchanges = 1;
-        // For a moment after a neighbour was found, packets look their next hop up and go by tc.
+        // For a moment after the start, which changes the network, packets look their next hop up and go by tc.
         wait_until("packets to go by XDP", TIMEOUT, || {
             connection.exchange(b"again").unwrap();
             datagrams.exchange(b"again", TIMEOUT).result.unwrap();

@@ -4,14 +4,15 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use egress_lab::address::{SERVER_1, SERVER_2};
+use egress_ebpf::contract::map;
+use egress_lab::address::{ON_LINK, SERVER_1, SERVER_2};
 use egress_lab::endpoint::any_port;
 use egress_lab::icmp::Echo;
-use egress_lab::topology::CLUSTER_INTERFACE;
+use egress_lab::topology::{CLUSTER_INTERFACE, EXTERNAL_INTERFACE, OUTSIDE_INTERFACE};
 use egress_lab::udp::UdpClient;
-use egress_lab::{Family, Options, wait_until};
+use egress_lab::{Family, Options, bpf, wait_until};
 
-use crate::rig::{Rig, Spec, TIMEOUT, anyone, at, router};
+use crate::rig::{Rig, SILENCE, Spec, TIMEOUT, anyone, at, router};
 
 /// Where the router's default route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,5 +154,99 @@ fn a_gateway_or_client_that_changes_unannounced_is_found_again() {
             // Plain forwarding with these timers takes 3.4 s and 6.6 s.
             assert!(took < Duration::from_secs(15), "{device}, {family}: {took:?}");
         }
+    }
+}
+
+/// When flows were last told to look their next hops up again.
+fn told(rig: &Rig) -> u64 {
+    let pin = |name| rig.router.pin(name).unwrap();
+    bpf::settings(&pin(map::CONFIG), &pin(map::ACTIVE)).unwrap().changed_ns
+}
+
+/// For what is told when it happens: sooner than a flow looks by itself.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Whether flows are told of what is done.
+fn is_told(rig: &Rig, within: Duration, what: impl FnOnce()) -> bool {
+    let before = told(rig);
+    what();
+    wait_until("flows to be told", within, || told(rig) != before).is_ok()
+}
+
+/// Waits until flows have been told of all that has happened.
+fn settle(rig: &Rig) {
+    wait_until("all to be told", TIMEOUT, || !is_told(rig, SILENCE, || {})).unwrap();
+}
+
+/// Has the kernel know that somebody on the external network is there.
+fn find(rig: &Rig, address: &str, mac: &str) {
+    let entry = ["neighbour", "replace", address, "lladdr", mac, "dev", EXTERNAL_INTERFACE, "nud", "stale"];
+    rig.router_netns().ip(entry).unwrap();
+}
+
+#[test]
+fn a_neighbour_that_is_only_found_has_no_flow_look_its_next_hop_up_again() {
+    let rig = Rig::start(&Spec::new().udp(7000, SERVER_1, 7001).udp(7002, ON_LINK, None));
+    for family in Family::ALL {
+        let _far = rig.udp_server(at(SERVER_1, family, 7001));
+        let _near = rig.udp_server(at(ON_LINK, family, 7002));
+        let (settled, _) = rig.udp(anyone(family), 7000);
+        settle(&rig);
+        let neighbour = || {
+            let of = ["neighbour", "show", "to", &ON_LINK.ip(family).to_string(), "dev", EXTERNAL_INTERFACE];
+            rig.router_netns().ip(of).unwrap()
+        };
+        assert!(!neighbour().contains("lladdr"), "it is known already: {}", neighbour());
+        let mut fresh = None;
+        let is_told = is_told(&rig, SILENCE, || fresh = Some(rig.udp(anyone(family), 7002)));
+        let (fresh, seen) = fresh.unwrap();
+        assert_eq!(seen.server, at(ON_LINK, family, 7002));
+        assert!(neighbour().contains("lladdr"), "{}", neighbour());
+        assert!(!is_told, "{family}: flows were told of a neighbour that none went to");
+        // The flow that asked for it finds it by itself, and packets of both go the fast way.
+        let redirected = || rig.count("cluster_ingress", "request_redirected");
+        for socket in [&fresh, &settled] {
+            let before = redirected();
+            wait_until("packets to be redirected", TIMEOUT, || {
+                socket.exchange(b"again", TIMEOUT).result.unwrap();
+                redirected() > before
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_neighbour_that_moves_is_followed_at_once_though_it_was_there_before_the_agent() {
+    let mut rig = Rig::start(&Spec::new().udp(7000, SERVER_1, 7001));
+    for [address, other] in [["192.168.12.77", "192.168.12.78"], ["fd00:12::77", "fd00:12::78"]] {
+        find(&rig, address, "02:00:00:00:00:77");
+        rig.router.kill().unwrap();
+        rig.router.start().unwrap();
+        settle(&rig);
+        let is_new = || find(&rig, other, "02:00:00:00:00:78");
+        assert!(!is_told(&rig, SILENCE, is_new), "flows were told of {other}, which is new");
+        let moves = || find(&rig, address, "02:00:00:00:00:79");
+        assert!(is_told(&rig, AT_ONCE, moves), "flows were not told that {address} has moved");
+        settle(&rig);
+        let goes = || drop(rig.router_netns().ip(["neighbour", "delete", address, "dev", EXTERNAL_INTERFACE]).unwrap());
+        assert!(is_told(&rig, AT_ONCE, goes), "flows were not told that {address} has gone");
+    }
+}
+
+#[test]
+fn a_gateway_that_announces_its_new_address_is_followed_at_once() {
+    for family in Family::ALL {
+        let rig = rig(Default::Client, family);
+        let notify = ["net.ipv4.conf.s0.arp_notify=1", "net.ipv6.conf.s0.ndisc_notify=1"];
+        rig.outside.sysctl(notify).unwrap();
+        let _udp = rig.udp_server(at(SERVER_1, family, 7001));
+        let (socket, _) = rig.udp(anyone(family), 7000);
+        settle(&rig);
+        socket.exchange(b"settled", TIMEOUT).result.unwrap();
+        let moves = || change_mac(&rig.outside, OUTSIDE_INTERFACE);
+        assert!(is_told(&rig, AT_ONCE, moves), "{family}: flows were not told of the gateway");
+        let took = recovery(&socket);
+        assert!(took < AT_ONCE, "{family}: {took:?}");
     }
 }

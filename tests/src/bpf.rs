@@ -5,10 +5,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use aya::Pod;
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
+use egress_ebpf::contract::Config;
 
 use crate::sys;
 
@@ -50,10 +52,23 @@ pub fn table(pin: &Path) -> Result<Table> {
 /// # Errors
 /// When nothing is pinned there, or it is no such array.
 pub fn number(pin: &Path) -> Result<u32> {
+    element(pin, 0)
+}
+
+/// The settings in force: those of the generation that the other table names.
+///
+/// # Errors
+/// When nothing is pinned there, or it is no such table.
+pub fn settings(config: &Path, active: &Path) -> Result<Config> {
+    let bytes: [u8; size_of::<Config>()] = element(config, number(active)?)?;
+    Ok(bytemuck::pod_read_unaligned(&bytes))
+}
+
+fn element<T: Pod>(pin: &Path, index: u32) -> Result<T> {
     let map = MapData::from_pin(pin).with_context(|| format!("open table {}", pin.display()))?;
     let map = Map::from_map_data(map).with_context(|| format!("kind of table {}", pin.display()))?;
-    let array = Array::<MapData, u32>::try_from(map).with_context(|| format!("type of {}", pin.display()))?;
-    array.get(&0, 0).with_context(|| format!("read table {}", pin.display()))
+    let array = Array::<MapData, T>::try_from(map).with_context(|| format!("type of {}", pin.display()))?;
+    array.get(&index, 0).with_context(|| format!("read table {}", pin.display()))
 }
 
 /// Size of an object of a slab, if there is one of that name.

@@ -24,7 +24,7 @@ use super::status::Status;
 use super::{AgentError, Applied, Options, Router, fault, health, service};
 use crate::compile::{Desired, RuleTable, desired_from_file};
 use crate::datapath::{Connection, RuleId, Swept, Untold, Use, protocol_name, protocol_number};
-use crate::link::{self, Conflict, Mac, Neighbour, Observed, Rivals};
+use crate::link::{self, Conflict, Mac, Neighbour, News, Observed, Rivals};
 use crate::status::{Activity, ConditionType, Conditions, Fault, InForce, Picture, Reason, judge};
 
 pub(super) use standby::ROUND;
@@ -221,9 +221,12 @@ impl Keeper {
         }
     }
 
-    /// The kernel tells of a change: flows look their next hops up again, and whatever has drifted is put right.
-    pub(super) fn network_changed(&mut self) {
-        if let Err(failed) = self.router.refresh_hops() {
+    /// The kernel has news: flows look their next hops up again, unless it is of nobody that they go to, and whatever has
+    /// drifted is put right.
+    pub(super) fn network_changed(&mut self, news: News) {
+        if news == News::Changed
+            && let Err(failed) = self.router.refresh_hops()
+        {
             warn!("after a change of the network: {}", Chain(&failed));
         }
         self.mend();

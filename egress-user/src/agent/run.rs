@@ -120,9 +120,9 @@ pub async fn run(router: Router, desired: Desired, options: Options, ready: impl
             }
             _ = signals.interrupt.recv() => break,
             _ = signals.terminate.recv() => break,
-            () = network.changed(), if keeper.in_force => {
-                sleep_until(last + PAUSE).await;
-                block_in_place(|| keeper.network_changed());
+            // Asked for when it is time, so that the greatest of what comes meanwhile stands for all.
+            news = async { sleep_until(last + PAUSE).await; network.changed().await }, if keeper.in_force => {
+                block_in_place(|| keeper.network_changed(news));
                 last = Instant::now();
             }
             () = keeper.retry_repair.due(), if keeper.in_force => block_in_place(|| keeper.mend()),

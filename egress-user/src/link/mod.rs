@@ -16,7 +16,7 @@
 //!   addresses, routes, rules and forwarding. So nothing is claimed or forwarded that no program looks at.
 //! * [`announce_rounds`] tells the network, once rules are live.
 //! * [`Inquiry`] asks who has the addresses, without a macvlan: for a router that stands by.
-//! * [`Watch`] tells when any of it changes, and [`neighbours`] whether the gateways answer.
+//! * [`Watch`] tells when any of it changes ([`News`]), and [`neighbours`] whether the gateways answer.
 //! * [`delete`] takes everything away; the old holder of an address must be gone before a new one claims it.
 //!
 //! Invariants:
@@ -71,7 +71,7 @@ pub use probe::probe;
 pub use rivals::Rivals;
 pub use routing::EGRESS_TABLE;
 pub use sever::{End, sever};
-pub use watch::Watch;
+pub use watch::{News, Watch};
 
 use crate::compile::{LinkPlan, RouterName};
 

@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
+use rtnetlink::Handle;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use serde::Serialize;
+use tracing::debug;
 
 use super::error::LinkError;
 use super::mac::Mac;
 use super::netlink;
 use super::netns::Netns;
+use super::watch::News;
 
 /// A neighbour, as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -72,28 +75,55 @@ pub fn neighbours(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Resul
     })
 }
 
-/// The neighbours of one interface, by what the kernel tells of them.
+/// The neighbours on one interface, by what the kernel tells of them.
 ///
 /// The kernel tells of each step of asking whether a neighbour is still there, which is most of what it tells and no change: who
-/// is where it was, and answers, needs nothing looked up again.
+/// is where it was, and answers, needs nothing looked up again. Nor does a packet go another way because somebody is there who was
+/// not: whoever sends to a silent neighbour asks for it, and learns.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
-    known: HashMap<IpAddr, (Option<Mac>, Answer)>,
+    /// Those that answer, and where they are.
+    answering: HashMap<IpAddr, Option<Mac>>,
+    /// Whether it is known of all others that they do not.
+    is_complete: bool,
 }
 
 impl Neighbours {
-    /// Takes note of a neighbour. Returns whether it is another than before: at another place, or fallen silent, or back.
-    pub(super) fn changed(&mut self, message: &NeighbourMessage) -> bool {
-        // What cannot be read may say anything.
-        let Some(Neighbour { address, mac, answer }) = read(message) else { return true };
-        let before = self.known.insert(address, (mac, answer)).unwrap_or((None, Answer::Asked));
-        before != (mac, answer)
+    /// Those that the kernel knows now. To be asked for by who is told already of what happens meanwhile.
+    pub(super) async fn on(kernel: &Handle, index: u32) -> Self {
+        let known: Result<Vec<NeighbourMessage>, _> = kernel.neighbours().get().execute().try_collect().await;
+        let known = known.inspect_err(|failed| debug!("read neighbours: {failed}; whoever appears may have moved"));
+        let mut neighbours = Self { is_complete: known.is_ok(), ..Self::default() };
+        for message in known.unwrap_or_default().iter().filter(|one| one.header.ifindex == index) {
+            neighbours.told(message);
+        }
+        neighbours
     }
 
-    /// Takes note of a neighbour that the kernel has forgotten.
-    pub(super) fn gone(&mut self, message: &NeighbourMessage) {
-        if let Some(neighbour) = read(message) {
-            self.known.remove(&neighbour.address);
+    /// Takes note of a neighbour. Returns whether that is news: it is at another place than before, or has fallen silent, or
+    /// answers at last.
+    pub(super) fn told(&mut self, message: &NeighbourMessage) -> Option<News> {
+        self.note(read(message))
+    }
+
+    /// Takes note of a neighbour that the kernel has forgotten: as far as anybody knows, it is silent.
+    pub(super) fn gone(&mut self, message: &NeighbourMessage) -> Option<News> {
+        self.note(read(message).map(|neighbour| Neighbour { answer: Answer::Silent, ..neighbour }))
+    }
+
+    fn note(&mut self, neighbour: Option<Neighbour>) -> Option<News> {
+        // What cannot be read may say anything.
+        let Some(Neighbour { address, mac, answer }) = neighbour else { return Some(News::Changed) };
+        let now = (answer == Answer::Answers).then_some(mac);
+        let before = match now {
+            Some(mac) => self.answering.insert(address, mac),
+            None => self.answering.remove(&address),
+        };
+        match (before, now) {
+            (None, None) if self.is_complete => None,
+            (None, Some(_)) if self.is_complete => Some(News::Found),
+            (Some(there), Some(here)) if there == here => None,
+            _ => Some(News::Changed),
         }
     }
 }
@@ -132,30 +162,77 @@ mod tests {
         message
     }
 
+    use NeighbourState::{Delay, Failed, Incomplete, Permanent, Probe, Reachable, Stale};
+
+    const HERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 1]);
+    const THERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 2]);
+    const FOUND: Option<News> = Some(News::Found);
+    const CHANGED: Option<News> = Some(News::Changed);
+
+    fn complete() -> Neighbours {
+        Neighbours { is_complete: true, ..Neighbours::default() }
+    }
+
     #[test]
-    fn being_asked_again_is_no_change() {
-        use NeighbourState::{Delay, Failed, Incomplete, Probe, Reachable, Stale};
-        const HERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 1]);
-        const THERE: Option<[u8; 6]> = Some([2, 0, 0, 0, 0, 2]);
+    fn each_step_of_a_neighbour_is_the_news_that_it_is() {
         for address in ["192.168.12.1", "fd00:12::1"] {
-            let mut neighbours = Neighbours::default();
+            let mut neighbours = complete();
             let steps = [
-                (None, Incomplete, false),
-                (HERE, Reachable, true),
-                (HERE, Stale, false),
-                (HERE, Delay, false),
-                (HERE, Probe, false),
-                (HERE, Reachable, false),
-                (THERE, Stale, true),
-                (THERE, Failed, true),
-                (THERE, Probe, true),
+                (None, Incomplete, None),
+                (None, Failed, None),
+                (None, Incomplete, None),
+                (HERE, Reachable, FOUND),
+                (HERE, Stale, None),
+                (HERE, Delay, None),
+                (HERE, Probe, None),
+                (HERE, Reachable, None),
+                (THERE, Stale, CHANGED),
+                (THERE, Permanent, None),
+                (HERE, Permanent, CHANGED),
+                (HERE, Failed, CHANGED),
+                (None, Failed, None),
+                (THERE, Probe, FOUND),
+                (None, Incomplete, CHANGED),
+                (HERE, Failed, None),
+                (HERE, Stale, FOUND),
             ];
-            for (number, (mac, state, is_news)) in steps.into_iter().enumerate() {
-                assert_eq!(neighbours.changed(&message(address, mac, state)), is_news, "{address}, step {number}");
+            for (number, (mac, state, news)) in steps.into_iter().enumerate() {
+                assert_eq!(neighbours.told(&message(address, mac, state)), news, "{address}, step {number}");
             }
-            assert!(neighbours.changed(&message("192.168.12.9", HERE, Stale)), "another one");
-            neighbours.gone(&message(address, THERE, Stale));
-            assert!(neighbours.changed(&message(address, THERE, Stale)), "back again");
         }
+    }
+
+    #[test]
+    fn a_forgotten_neighbour_is_news_if_it_answered() {
+        for [address, other] in [["192.168.12.1", "192.168.12.9"], ["fd00:12::1", "fd00:12::9"]] {
+            let mut neighbours = complete();
+            assert_eq!(neighbours.told(&message(address, HERE, Reachable)), FOUND);
+            assert_eq!(neighbours.told(&message(other, None, Incomplete)), None);
+            assert_eq!(neighbours.gone(&message(other, None, Failed)), None, "it never answered");
+            assert_eq!(neighbours.gone(&message(address, HERE, Stale)), CHANGED);
+            assert_eq!(neighbours.gone(&message(address, HERE, Stale)), None, "it is gone already");
+            assert_eq!(neighbours.told(&message(address, THERE, Stale)), FOUND, "back again");
+        }
+    }
+
+    #[test]
+    fn while_not_all_neighbours_are_known_an_unknown_one_may_have_been_anywhere() {
+        for address in ["192.168.12.1", "fd00:12::1"] {
+            for first in [(HERE, Reachable), (None, Incomplete), (None, Failed)] {
+                let mut neighbours = Neighbours::default();
+                let (mac, state) = first;
+                assert_eq!(neighbours.told(&message(address, mac, state)), CHANGED, "{address} {state:?}");
+            }
+            let mut neighbours = Neighbours::default();
+            assert_eq!(neighbours.gone(&message(address, None, Failed)), CHANGED, "{address}");
+            neighbours.told(&message(address, HERE, Reachable));
+            assert_eq!(neighbours.told(&message(address, HERE, Stale)), None, "{address} is known now");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_a_change() {
+        assert_eq!(complete().told(&NeighbourMessage::default()), CHANGED);
+        assert_eq!(complete().gone(&NeighbourMessage::default()), CHANGED);
     }
 }
