@@ -51,6 +51,7 @@ pub mod inject;
 pub mod interrupt;
 pub mod kernel_nat;
 pub mod load;
+pub mod memory;
 pub mod netns;
 pub mod packet;
 pub mod pcap;

@@ -143,7 +143,6 @@ fn settled(scene: &Scene, parsed: &Parsed, flow: &Flow) -> Option<u8> {
     let seen = if has_states { tcp::observe(flow.seen, parsed.flags) } else { flow.seen | seen::ANY };
     // A new port would need an SCTP packet's whole length in its checksum.
     let is_light = parsed.kind != Kind::Sctp || flow.keeps_ports(parsed.src_port, parsed.dst_port);
-    let settled =
-        flow.hop_kind != HopKind::Kernel as u8 && is_light && flow::is_young(scene, parsed.protocol, flow);
+    let settled = flow.hop_kind != HopKind::Kernel as u8 && is_light && flow::is_young(scene, parsed.protocol, flow);
     settled.then_some(seen)
 }

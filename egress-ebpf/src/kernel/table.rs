@@ -33,7 +33,8 @@ pub(crate) fn fetch(shape: &Shape, key: &FlowKey) {
     if let Some(home) = place(Found::of(key, shape).home) {
         // One word of each of its cache lines, of which nothing is made.
         // SAFETY: both references are valid.
-        let _unread = unsafe { ((&raw const home.key.src).read_volatile(), (&raw const home.flow.state).read_volatile()) };
+        let _unread =
+            unsafe { ((&raw const home.key.src).read_volatile(), (&raw const home.flow.state).read_volatile()) };
     }
 }
 

@@ -75,6 +75,7 @@ const RATIOS: &[Ratio] = &[
     ratio("rules_new_65535_vs_1", ("rules-new-65535", Tc), ("rules-new-1", Tc), Open),
     ratio("nft_rules_new_10000_vs_1", ("rules-new-10000", Nft), ("rules-new-1", Nft), Open),
     ratio("flows_1m_vs_1k", ("flows-1000000", Tc), ("flows-1000", Tc), AtMost(1.3)),
+    ratio("flows_1k_of_1m_vs_1k", ("flows-1000-of-1000000", Tc), ("flows-1000", Tc), Open),
     ratio("flows_100k_vs_1k", ("flows-100000", Tc), ("flows-1000", Tc), Open),
     ratio("flows_100k_vs_nft", ("flows-100000", Tc), ("flows-100000", Nft), Open),
     ratio("nft_flows_100k_vs_1k", ("flows-100000", Nft), ("flows-1000", Nft), Open),
