@@ -7,7 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::programs::TcContext;
-use egress_ebpf::addr::{Addr, Port};
+use egress_ebpf::addr::Addr;
 use egress_ebpf::contract::{Direction, Flow, FlowKey};
 use egress_ebpf::event::{Budget, Event, Kind, Logging, Outcome, TRANSLATION, TUPLE, Why, is_sampled};
 use egress_ebpf::timeout::SECOND_NS;
@@ -177,8 +177,7 @@ fn translate(event: &mut Event, work: &Work, outcome: Outcome, flow: Option<&Flo
     let Outcome::Dropped(reason) = outcome else { return };
     if matches!(reason, DropReason::NoSourceAddress | DropReason::PortsExhausted | DropReason::TableFull) {
         event.to_dst = work.rule.destination;
-        let moved = work.rule.target_port != Port::NONE;
-        event.to_dst_port = if moved { work.rule.target_port } else { work.key.dst_port };
+        event.to_dst_port = work.rule.target_port(&work.key);
         event.rule = work.rule.rule;
         if reason != DropReason::NoSourceAddress {
             event.to_src = work.reply_key.dst;

@@ -146,8 +146,9 @@ fn find(ctx: *mut __sk_buff, ifindex: u32, src: &Addr, dst: &Addr, neighbour: &m
     if !found || route.ifindex != ifindex {
         return Way::None;
     }
-    // A gateway of the other family is one that `forward` cannot name; the kernel can.
-    if !resolved || route.family != family {
+    // A gateway of the other family is one that `forward` cannot name; the kernel can. Older kernels give a neighbour that they
+    // still ask for, without an address.
+    if !resolved || route.family != family || route.dmac == [0; 6] {
         return Way::Unresolved;
     }
     *neighbour = if dst.is_v4() {

@@ -89,7 +89,7 @@ pub(crate) struct Work {
     pub(crate) address_key: AddressKey,
     /// Key of a datagram in fragments.
     pub(crate) fragment_key: FragmentKey,
-    /// Of a flow that is being opened: key of its reply entry, as far as it is known.
+    /// Of a flow that is being opened, or may be: key of its reply entry, as far as it is known.
     pub(crate) reply_key: FlowKey,
     /// The entry that is being made.
     pub(crate) flow: Flow,

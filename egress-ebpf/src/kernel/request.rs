@@ -150,7 +150,7 @@ fn local(scene: &Scene, why: Why) -> Verdict {
 }
 
 /// Has the processor fetch both entries of the flow that `WORK`'s packet most likely belongs to, or begins: one wait for memory
-/// instead of two, which are far from every cache in a large table. Whatever comes of it is a guess.
+/// instead of two, which are far from every cache in a large table. It is a guess: the flow may have another port.
 // A global BPF function for the verifier, and for its stack.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -32,9 +32,10 @@ pub(crate) fn find_at_once(shape: &Shape, key: &FlowKey) -> Option<&'static mut 
 pub(crate) fn fetch(shape: &Shape, key: &FlowKey) {
     if let Some(home) = place(Found::of(key, shape).home) {
         // One word of each of its cache lines, of which nothing is made.
-        // SAFETY: both references are valid.
-        let _unread =
-            unsafe { ((&raw const home.key.src).read_volatile(), (&raw const home.flow.state).read_volatile()) };
+        // SAFETY: the reference is valid, and a key begins with a word.
+        let _key = unsafe { (&raw const home.key).cast::<u32>().read_volatile() };
+        // SAFETY: as above.
+        let _state = unsafe { (&raw const home.flow.state).read_volatile() };
     }
 }
 

@@ -131,7 +131,7 @@ impl Datapath {
         self.previous.take().map_or(Ok(()), |generation| self.maps.switch(generation))
     }
 
-    /// Lets every flow look its next hops up again, after a change of the link, its routes or its neighbours. Without it they
+    /// Lets every flow look its next hops up again, after a change of the link, its routes or of a neighbour that answered. Without it they
     /// do by themselves within [`HOP_TURN_SHIFT`](egress_ebpf::contract::HOP_TURN_SHIFT).
     ///
     /// # Errors

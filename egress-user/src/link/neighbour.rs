@@ -9,7 +9,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use serde::Serialize;
-use tracing::debug;
+use tracing::warn;
 
 use super::error::LinkError;
 use super::mac::Mac;
@@ -75,6 +75,9 @@ pub fn neighbours(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Resul
     })
 }
 
+/// How often the kernel is asked for its neighbours: what it tells of other things meanwhile can be taken for an answer.
+const DUMP_TRIES: u32 = 3;
+
 /// The neighbours on one interface, by what the kernel tells of them.
 ///
 /// The kernel tells of each step of asking whether a neighbour is still there, which is most of what it tells and no change: who
@@ -82,8 +85,8 @@ pub fn neighbours(netns: &Netns, interface: &str, addresses: &[IpAddr]) -> Resul
 /// not: whoever sends to a silent neighbour asks for it, and learns.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
-    /// Those that answer, and where they are.
-    answering: HashMap<IpAddr, Option<Mac>>,
+    /// Where each was when it answered last, if it ever did, and whether it does.
+    known: HashMap<IpAddr, (Option<Mac>, bool)>,
     /// Whether it is known of all others that they do not.
     is_complete: bool,
 }
@@ -91,40 +94,51 @@ pub(super) struct Neighbours {
 impl Neighbours {
     /// Those that the kernel knows now. To be asked for by who is told already of what happens meanwhile.
     pub(super) async fn on(kernel: &Handle, index: u32) -> Self {
-        let known: Result<Vec<NeighbourMessage>, _> = kernel.neighbours().get().execute().try_collect().await;
-        let known = known.inspect_err(|failed| debug!("read neighbours: {failed}; whoever appears may have moved"));
-        let mut neighbours = Self { is_complete: known.is_ok(), ..Self::default() };
-        for message in known.unwrap_or_default().iter().filter(|one| one.header.ifindex == index) {
-            neighbours.told(message);
+        for _ in 0..DUMP_TRIES {
+            let known: Result<Vec<NeighbourMessage>, _> = kernel.neighbours().get().execute().try_collect().await;
+            match known {
+                Ok(known) => {
+                    let mut neighbours = Self { is_complete: true, ..Self::default() };
+                    for message in known.iter().filter(|one| one.header.ifindex == index) {
+                        neighbours.told(message);
+                    }
+                    return neighbours;
+                }
+                Err(failed) => warn!("read neighbours: {failed}"),
+            }
         }
-        neighbours
+        Self::default()
     }
 
-    /// Takes note of a neighbour. Returns whether that is news: it is at another place than before, or has fallen silent, or
-    /// answers at last.
+    /// Takes note of a neighbour. Returns whether that is news: it is at another place than when it answered last, or has fallen
+    /// silent, or answers at last.
     pub(super) fn told(&mut self, message: &NeighbourMessage) -> Option<News> {
-        self.note(read(message))
-    }
-
-    /// Takes note of a neighbour that the kernel has forgotten: as far as anybody knows, it is silent.
-    pub(super) fn gone(&mut self, message: &NeighbourMessage) -> Option<News> {
-        self.note(read(message).map(|neighbour| Neighbour { answer: Answer::Silent, ..neighbour }))
-    }
-
-    fn note(&mut self, neighbour: Option<Neighbour>) -> Option<News> {
         // What cannot be read may say anything.
-        let Some(Neighbour { address, mac, answer }) = neighbour else { return Some(News::Changed) };
-        let now = (answer == Answer::Answers).then_some(mac);
-        let before = match now {
-            Some(mac) => self.answering.insert(address, mac),
-            None => self.answering.remove(&address),
-        };
-        match (before, now) {
-            (None, None) if self.is_complete => None,
-            (None, Some(_)) if self.is_complete => Some(News::Found),
-            (Some(there), Some(here)) if there == here => None,
+        let Some(Neighbour { address, mac, answer }) = read(message) else { return Some(News::Changed) };
+        let before = self.before(address);
+        let answers = answer == Answer::Answers;
+        let last = before.and_then(|(mac, _)| mac);
+        self.known.insert(address, (if answers { mac } else { last }, answers));
+        match before {
+            Some((_, false)) if !answers => None,
+            Some((None, false)) => Some(News::Found),
+            Some((there, false)) if there == mac => Some(News::Found),
+            Some((there, true)) if answers && there == mac => None,
             _ => Some(News::Changed),
         }
+    }
+
+    /// Takes note of a neighbour that the kernel has forgotten. That is news of one that answered.
+    pub(super) fn gone(&mut self, message: &NeighbourMessage) -> Option<News> {
+        let Some(Neighbour { address, .. }) = read(message) else { return Some(News::Changed) };
+        let answered = self.before(address).is_none_or(|(_, answered)| answered);
+        self.known.remove(&address);
+        answered.then_some(News::Changed)
+    }
+
+    /// What was known of a neighbour; nothing, if it may have been anywhere.
+    fn before(&self, address: IpAddr) -> Option<(Option<Mac>, bool)> {
+        self.known.get(&address).copied().or_else(|| self.is_complete.then_some((None, false)))
     }
 }
 
@@ -191,10 +205,10 @@ mod tests {
                 (HERE, Permanent, CHANGED),
                 (HERE, Failed, CHANGED),
                 (None, Failed, None),
-                (THERE, Probe, FOUND),
+                (THERE, Probe, CHANGED),
                 (None, Incomplete, CHANGED),
                 (HERE, Failed, None),
-                (HERE, Stale, FOUND),
+                (THERE, Stale, FOUND),
             ];
             for (number, (mac, state, news)) in steps.into_iter().enumerate() {
                 assert_eq!(neighbours.told(&message(address, mac, state)), news, "{address}, step {number}");

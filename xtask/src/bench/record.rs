@@ -78,9 +78,12 @@ impl Record {
         }
     }
 
-    /// Adds something that a reader of the numbers has to know.
+    /// Adds something that a reader of the numbers has to know, once.
     pub(super) fn remark(&mut self, remark: impl Into<String>) {
-        self.remarks.push(remark.into());
+        let remark = remark.into();
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
     }
 
     /// The numbers of a subject.

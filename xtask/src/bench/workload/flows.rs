@@ -23,6 +23,8 @@ const RULES: u32 = 32;
 const SLICE: u32 = 1 << 16;
 /// Flows that have packets while all others only live, as most do most of the time.
 const BUSY: u32 = 1000;
+/// Slices of their packets in a round.
+const BUSY_SLICES: u32 = 5;
 
 /// Measures it.
 pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) -> Result<()> {
@@ -30,10 +32,6 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) ->
     let kernel: &[u32] = if bench.quick { &[1000] } else { &[1000, 100_000] };
     let wanted = ours.iter().map(|flows| (Path::Tc, *flows)).chain(kernel.iter().map(|flows| (Path::Nft, *flows)));
     let wanted = wanted.chain([(Path::Floor, 1000)]).collect::<Vec<_>>();
-    let mut rigs = build_all(bench, &wanted, |(path, _)| {
-        Rig::build(parts, *path, Uplink::Macvlan, &Rules::udp(9000, RULES), TABLE)
-    })?;
-    let mut rigs = wanted.iter().map(|(_, flows)| *flows).zip(rigs.iter_mut()).collect::<Vec<_>>();
     if family == Family::V4 {
         bench.record.remark(
             "flows: the kernel's table is as large as this machine allows (net.netfilter.nf_conntrack_max), too small for \
@@ -44,6 +42,10 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) ->
             memory::wait_ns(FLOW_BYTES * TABLE as usize)
         ));
     }
+    let mut rigs = build_all(bench, &wanted, |(path, _)| {
+        Rig::build(parts, *path, Uplink::Macvlan, &Rules::udp(9000, RULES), TABLE)
+    })?;
+    let mut rigs = wanted.iter().map(|(_, flows)| *flows).zip(rigs.iter_mut()).collect::<Vec<_>>();
     for (flows, rig) in &mut rigs {
         rig.choose(&traffic(rig, family, *flows)?)?;
         send_all(bench, rig, *flows, &mut Vec::new())?;
@@ -70,7 +72,7 @@ pub(in super::super) fn run(bench: &mut Bench, parts: &Parts, family: Family) ->
             rig.choose(&Traffic { flows: BUSY, ..all.clone() })?;
             // The first of each looks at an entry that was idle.
             send_all(bench, rig, BUSY, &mut Vec::new())?;
-            send_all(bench, rig, SLICE, &mut costs)?;
+            send_all(bench, rig, BUSY_SLICES * SLICE, &mut costs)?;
             rig.choose(&all)?;
             let cost = median(&costs).unwrap_or(f64::NAN);
             bench.record.add(figure(&format!("{BUSY}-of-{flows}"), rig), cost - floor);

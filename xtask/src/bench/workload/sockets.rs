@@ -8,7 +8,7 @@ use egress_lab::load::{self, Echo, Server, Service};
 use egress_lab::{Family, Netns};
 
 use super::super::record::median;
-use super::super::rig::{Path, Rig};
+use super::super::rig::{CONGESTION_CONTROL, Path, Rig};
 use super::{Bench, subject};
 
 /// Ports that the base rigs' rules lead on: one a service.
@@ -87,6 +87,12 @@ enum Serving {
 /// Measures one of them, over both families.
 pub(in super::super) fn run(bench: &mut Bench, rigs: &[Rig], load: Load) -> Result<()> {
     let rigs = rigs.iter().filter(|rig| Path::BOTH_WAYS.contains(&rig.path)).collect::<Vec<_>>();
+    if load != Load::UdpRr {
+        bench.record.remark(format!(
+            "TCP: both ends send by {CONGESTION_CONTROL}, whatever this machine's default is: one that paces shows its own \
+             estimates and timers"
+        ));
+    }
     for family in Family::ALL {
         let serve = |rig: &&Rig| -> Result<Serving> {
             let at = SocketAddr::new(rig.server(family), load.port());
