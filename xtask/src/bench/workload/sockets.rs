@@ -16,6 +16,8 @@ pub(in super::super) const PORTS: [(&str, u16); 4] = [("tcp", 5001), ("tcp", 500
 
 /// Slices of each path in a round, taken in turns.
 const SLICES: usize = 7;
+/// What all streams of a slice carry together.
+const STREAM_BYTES: usize = 64 << 20;
 
 /// One of these workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl Load {
             Self::Rr => latency(load::tcp_requests(client, to, core, requests)?),
             Self::UdpRr => latency(load::udp_requests(client, to, core, requests)?),
             Self::Stream(streams) => {
-                let bytes = (if quick { 32 } else { 64 } << 20) / streams;
+                let bytes = STREAM_BYTES / streams;
                 let rate = load::streams(client, to, core, streams, bytes)?;
                 vec![(name, "Gbit/s", rate * 8.0 / 1e9)]
             }
