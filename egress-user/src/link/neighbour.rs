@@ -82,7 +82,9 @@ const DUMP_TRIES: u32 = 3;
 ///
 /// The kernel tells of each step of asking whether a neighbour is still there, which is most of what it tells and no change: who
 /// is where it was, and answers, needs nothing looked up again. Nor does a packet go another way because somebody is there who was
-/// not: whoever sends to a silent neighbour asks for it, and learns.
+/// not: whoever sends to a silent neighbour asks for it, and learns. Nor because the kernel forgets one, as it does with those that
+/// nothing has gone to for a minute, and with any when it knows too many: a flow that goes there asks in its own turn. (Of one that
+/// somebody removes it says first that it is silent, and of an interface that loses all, that it changes.)
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     /// Where each was when it answered last, if it ever did, and whether it does.
@@ -128,12 +130,11 @@ impl Neighbours {
         }
     }
 
-    /// Takes note of a neighbour that the kernel has forgotten. That is news of one that answered.
-    pub(super) fn gone(&mut self, message: &NeighbourMessage) -> Option<News> {
-        let Some(Neighbour { address, .. }) = read(message) else { return Some(News::Changed) };
-        let answered = self.before(address).is_none_or(|(_, answered)| answered);
-        self.known.remove(&address);
-        answered.then_some(News::Changed)
+    /// Takes note of a neighbour that the kernel has forgotten, which is no news.
+    pub(super) fn forgotten(&mut self, message: &NeighbourMessage) {
+        if let Some(Neighbour { address, .. }) = read(message) {
+            self.known.remove(&address);
+        }
     }
 
     /// What was known of a neighbour; nothing, if it may have been anywhere.
@@ -217,15 +218,25 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_neighbour_is_news_if_it_answered() {
-        for [address, other] in [["192.168.12.1", "192.168.12.9"], ["fd00:12::1", "fd00:12::9"]] {
+    fn a_forgotten_neighbour_is_found_again_wherever_it_is() {
+        for address in ["192.168.12.1", "fd00:12::1"] {
             let mut neighbours = complete();
             assert_eq!(neighbours.told(&message(address, HERE, Reachable)), FOUND);
-            assert_eq!(neighbours.told(&message(other, None, Incomplete)), None);
-            assert_eq!(neighbours.gone(&message(other, None, Failed)), None, "it never answered");
-            assert_eq!(neighbours.gone(&message(address, HERE, Stale)), CHANGED);
-            assert_eq!(neighbours.gone(&message(address, HERE, Stale)), None, "it is gone already");
-            assert_eq!(neighbours.told(&message(address, THERE, Stale)), FOUND, "back again");
+            neighbours.forgotten(&message(address, HERE, Stale));
+            assert_eq!(neighbours.told(&message(address, None, Incomplete)), None);
+            assert_eq!(neighbours.told(&message(address, THERE, Reachable)), FOUND);
+            assert!(neighbours.known.len() == 1, "what is forgotten takes no room");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_somebody_removes_is_a_change() {
+        for address in ["192.168.12.1", "fd00:12::1"] {
+            let mut neighbours = complete();
+            assert_eq!(neighbours.told(&message(address, HERE, Reachable)), FOUND);
+            // What the kernel tells then.
+            assert_eq!(neighbours.told(&message(address, HERE, Failed)), CHANGED);
+            neighbours.forgotten(&message(address, HERE, Failed));
         }
     }
 
@@ -238,7 +249,6 @@ mod tests {
                 assert_eq!(neighbours.told(&message(address, mac, state)), CHANGED, "{address} {state:?}");
             }
             let mut neighbours = Neighbours::default();
-            assert_eq!(neighbours.gone(&message(address, None, Failed)), CHANGED, "{address}");
             neighbours.told(&message(address, HERE, Reachable));
             assert_eq!(neighbours.told(&message(address, HERE, Stale)), None, "{address} is known now");
         }
@@ -247,6 +257,5 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_a_change() {
         assert_eq!(complete().told(&NeighbourMessage::default()), CHANGED);
-        assert_eq!(complete().gone(&NeighbourMessage::default()), CHANGED);
     }
 }

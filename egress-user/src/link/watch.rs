@@ -167,7 +167,8 @@ impl External {
                 self.neighbours.told(message)
             }
             RouteNetlinkMessage::DelNeighbour(message) if message.header.ifindex == self.index => {
-                self.neighbours.gone(message)
+                self.neighbours.forgotten(message);
+                None
             }
             RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_) => None,
             _ => Some(News::Changed),
