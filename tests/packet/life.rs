@@ -310,12 +310,11 @@ fn a_lost_twin_comes_back_with_the_same_port() {
         for lost in [Direction::Reply, Direction::Request] {
             let (key, before) = entry_of(rig, lost).unwrap();
             rig.remove_entry(&key);
-            // The twin's first packet of its next turn notices, which begins in a second.
-            let turn = 1_u64 << (HOP_TURN_SHIFT + TWIN_TURNS_SHIFT);
+            // The twin's first packet of its next minute notices, which begins in a second.
+            let minute = 1_u64 << (HOP_TURN_SHIFT + TWIN_TURNS_SHIFT);
             let direction = if lost == Direction::Reply { Direction::Request } else { Direction::Reply };
             let (key, mut twin) = entry_of(rig, direction).unwrap();
-            let into_turn = twin.last_seen_ns.wrapping_sub(twin.turns_since_ns());
-            twin.created_ns = twin.created_ns.wrapping_add(into_turn.wrapping_sub(turn - 1_000_000_000));
+            twin.created_ns = twin.last_seen_ns.wrapping_sub(minute - 1_000_000_000);
             rig.set_entry(&key, &twin);
             rig.pass_time(Duration::from_secs(2));
             match lost {

@@ -1,7 +1,7 @@
 //! The flow table: find, keep alive, open.
 //!
 //! A flow is two entries, one for each direction, each under the tuple of the packets as they arrive. A packet looks up its
-//! own entry only, and writes that one only; the twin is looked at about once in five minutes ([`TWIN_TURNS_SHIFT`]), when the network
+//! own entry only, and writes that one only; the twin is looked at about once a minute ([`TWIN_TURNS_SHIFT`]), when the network
 //! has changed, when a connection closes, and when an entry has been idle for as long as the shortest timeout of its protocol.
 //!
 //! [`TWIN_TURNS_SHIFT`]: egress_ebpf::contract::TWIN_TURNS_SHIFT
