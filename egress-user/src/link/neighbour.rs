@@ -230,17 +230,6 @@ mod tests {
     }
 
     #[test]
-    fn a_neighbour_that_somebody_removes_is_a_change() {
-        for address in ["192.168.12.1", "fd00:12::1"] {
-            let mut neighbours = complete();
-            assert_eq!(neighbours.told(&message(address, HERE, Reachable)), FOUND);
-            // What the kernel tells then.
-            assert_eq!(neighbours.told(&message(address, HERE, Failed)), CHANGED);
-            neighbours.forgotten(&message(address, HERE, Failed));
-        }
-    }
-
-    #[test]
     fn while_not_all_neighbours_are_known_an_unknown_one_may_have_been_anywhere() {
         for address in ["192.168.12.1", "fd00:12::1"] {
             for first in [(HERE, Reachable), (None, Incomplete), (None, Failed)] {
